@@ -1,0 +1,477 @@
+// The Python binding: arrays become a Forward call, errors name the argument, the interpreter lock is
+// left where the work is worth it. The only file that includes pybind11.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "rnn.h"
+#include "roof.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+// ---- arrays and their errors ----------------------------------------------------------------------
+
+std::string describe(const py::array& array) {
+  std::string text = "(";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(array.shape(i));
+  }
+  return text + (array.ndim() == 1 ? ",) " : ") ") + py::str(array.dtype()).cast<std::string>();
+}
+
+template <class T>
+const char* dtype_name();
+template <>
+const char* dtype_name<float>() {
+  return "float32";
+}
+template <>
+const char* dtype_name<double>() {
+  return "float64";
+}
+template <>
+const char* dtype_name<bool>() {
+  return "bool";
+}
+template <>
+const char* dtype_name<std::int64_t>() {
+  return "int64";
+}
+
+// A size that is fixed, or a letter for one that the array decides.
+struct Size {
+  Size(std::int64_t n) : text(std::to_string(n)), value(n) {}
+  Size(const char* letter) : text(letter) {}
+  std::string text;
+  std::int64_t value = -1;
+};
+
+std::string expected_shape(const std::vector<Size>& sizes, const char* dtype) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;
+  return text + (sizes.size() == 1 ? ",) " : ") ") + dtype;
+}
+
+template <class T>
+[[noreturn]] void refuse(const char* name, const std::vector<Size>& sizes, const py::array& array) {
+  const std::string message =
+      std::string(name) + ": expected " + expected_shape(sizes, dtype_name<T>()) + ", got " + describe(array);
+  if (!array.dtype().is(py::dtype::of<T>())) throw py::type_error(message);
+  throw py::value_error(message);
+}
+
+// Anything NumPy can view without a copy; lists and scalars become arrays.
+py::array as_array(const char* name, py::handle object) {
+  if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+  py::array array = py::array::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + ": expected an array, got " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+  }
+  return array;
+}
+
+template <class T>
+bool has_dtype(const py::array& array) {
+  // The descriptor of a native type is one object for all arrays; others need a closer look.
+  static PyObject* const native = py::dtype::of<T>().release().ptr();
+  if (py::detail::array_proxy(array.ptr())->descr == native) return true;
+  return py::dtype::of<T>().equal(array.dtype());
+}
+
+// New C-contiguous array, by NumPy's own constructor: this is most of what a step costs.
+template <class T, std::size_t N>
+py::array new_array(const std::array<std::int64_t, N>& shape) {
+  static const auto& api = py::detail::npy_api::get();
+  static PyObject* const native = py::dtype::of<T>().release().ptr();
+  Py_intptr_t sizes[N];
+  for (std::size_t i = 0; i < N; ++i) sizes[i] = static_cast<Py_intptr_t>(shape[i]);
+  PyObject* array =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, py::handle(native).inc_ref().ptr(),
+                                static_cast<int>(N), sizes, nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
+template <class T>
+T* data_of(const py::array& array) {
+  return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
+}
+
+// ---- the engine ------------------------------------------------------------------------------------
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual void pack(const py::sequence& parameters) = 0;
+  virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
+                            bool batch_first, double dropout, std::uint64_t seed) = 0;
+  virtual py::tuple step(py::handle x, py::handle state) = 0;
+
+  const Config& config() const { return config_; }
+
+ protected:
+  explicit Engine(const Config& config) : config_(config) {}
+  const Config config_;
+};
+
+template <class T>
+class TypedEngine final : public Engine {
+ public:
+  explicit TypedEngine(const Config& config)
+      : Engine(config), network_(make_cpu_network<T>(config)), parameters_(parameters_of(config)) {}
+
+  void pack(const py::sequence& arrays) override {
+    if (py::len(arrays) != parameters_.size()) {
+      throw py::value_error("parameters: expected " + std::to_string(parameters_.size()) +
+                            " arrays, got " + std::to_string(py::len(arrays)));
+    }
+    std::vector<py::array> contiguous;
+    std::vector<const T*> pointers;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const Parameter& parameter = parameters_[i];
+      py::array array = as_array(parameter.name.c_str(), arrays[i]);
+      bool fits = has_dtype<T>(array) &&
+                  array.ndim() == static_cast<py::ssize_t>(parameter.shape.size());
+      for (std::size_t axis = 0; fits && axis < parameter.shape.size(); ++axis) {
+        fits = array.shape(static_cast<py::ssize_t>(axis)) == parameter.shape[axis];
+      }
+      if (!fits) {
+        refuse<T>(parameter.name.c_str(), {parameter.shape.begin(), parameter.shape.end()}, array);
+      }
+      contiguous.push_back(py::array_t<T, py::array::c_style>::ensure(array));
+      pointers.push_back(data_of<const T>(contiguous.back()));
+    }
+    std::shared_ptr<const Weights<T>> packed;
+    {
+      py::gil_scoped_release unlocked;
+      packed = network_->pack(pointers.data());
+    }
+    weights_ = std::move(packed);
+  }
+
+  py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
+                    py::handle resets_object, bool batch_first, double dropout,
+                    std::uint64_t seed) override {
+    const py::array x = as_array("x", x_object);
+    const bool batched = x.ndim() != 2;
+    const int time_axis = batched && batch_first ? 1 : 0;
+    if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size ||
+        !has_dtype<T>(x)) {
+      const char* order[] = {"T", "B"};
+      refuse<T>("x", {order[time_axis], order[1 - time_axis], config_.input_size}, x);
+    }
+    Forward<T> call;
+    call.steps = x.shape(time_axis);
+    call.batch = batched ? x.shape(1 - time_axis) : 1;
+    call.x = {data_of<const char>(x),
+              {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
+    const Held held = read_state(state, batched, call);
+
+    py::array lengths, resets;
+    if (!lengths_object.is_none()) lengths = read_lengths(lengths_object, batched, call);
+    if (!resets_object.is_none()) resets = read_resets(resets_object, batched, time_axis, call);
+    call.dropout = dropout;
+    call.seed = seed;
+
+    const std::int64_t width = config_.output_size();
+    py::array y = !batched      ? new_array<T, 2>({call.steps, width})
+                  : time_axis   ? new_array<T, 3>({call.batch, call.steps, width})
+                                : new_array<T, 3>({call.steps, call.batch, width});
+    call.y = data_of<T>(y);
+    call.y_step = time_axis ? width : call.batch * width;
+    call.y_row = time_axis ? call.steps * width : width;
+    return finish(std::move(y), batched, call);
+  }
+
+  py::tuple step(py::handle x_object, py::handle state) override {
+    if (config_.bidirectional) {
+      throw py::value_error("step: a bidirectional layer needs the whole sequence; call the layer");
+    }
+    const py::array x = as_array("x", x_object);
+    const bool batched = x.ndim() != 1;
+    if (x.ndim() > 2 || x.ndim() < 1 || x.shape(x.ndim() - 1) != config_.input_size ||
+        !has_dtype<T>(x)) {
+      refuse<T>("x", {"B", config_.input_size}, x);
+    }
+    Forward<T> call;
+    call.steps = 1;
+    call.batch = batched ? x.shape(0) : 1;
+    call.x = {data_of<const char>(x), {0, batched ? x.strides(0) : 0, x.strides(x.ndim() - 1)}};
+    const Held held = read_state(state, batched, call);
+    const std::int64_t width = config_.output_size();
+    py::array y = batched ? new_array<T, 2>({call.batch, width}) : new_array<T, 1>({width});
+    call.y = data_of<T>(y);
+    call.y_row = width;
+    return finish(std::move(y), batched, call);
+  }
+
+ private:
+  // Keeps the arrays alive that a call reads.
+  struct Held {
+    py::array h, c;
+  };
+
+  Held read_state(py::handle state, bool batched, Forward<T>& call) const {
+    Held held;
+    if (state.is_none()) return held;
+    if (!config_.has_cell_state()) {
+      held.h = as_array("h_0", state);
+      call.h0 = state_view("h_0", held.h, config_.state_size(), batched, call.batch);
+      return held;
+    }
+    const bool pair = PyTuple_Check(state.ptr()) || PyList_Check(state.ptr());
+    if (!pair || PySequence_Fast_GET_SIZE(state.ptr()) != 2) {
+      throw py::type_error("state: expected a pair (h_0, c_0), got " +
+                           (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items"
+                                 : py::str(py::type::of(state).attr("__name__")).cast<std::string>()));
+    }
+    held.h = as_array("h_0", PySequence_Fast_GET_ITEM(state.ptr(), 0));
+    held.c = as_array("c_0", PySequence_Fast_GET_ITEM(state.ptr(), 1));
+    call.h0 = state_view("h_0", held.h, config_.state_size(), batched, call.batch);
+    call.c0 = state_view("c_0", held.c, config_.hidden_size, batched, call.batch);
+    return held;
+  }
+
+  View state_view(const char* name, const py::array& array, std::int64_t width, bool batched,
+                  std::int64_t batch) const {
+    const std::int64_t chains = config_.num_layers * config_.directions();
+    const int last = batched ? 2 : 1;
+    if (array.ndim() != last + 1 || array.shape(0) != chains || array.shape(last) != width ||
+        (batched && array.shape(1) != batch) || !has_dtype<T>(array)) {
+      if (batched) refuse<T>(name, {chains, batch, width}, array);
+      refuse<T>(name, {chains, width}, array);
+    }
+    return {data_of<const char>(array),
+            {array.strides(0), batched ? array.strides(1) : 0, array.strides(last)}};
+  }
+
+  py::array read_lengths(py::handle object, bool batched, Forward<T>& call) const {
+    py::array lengths = as_array("lengths", object);
+    const bool fits = batched ? lengths.ndim() == 1 && lengths.shape(0) == call.batch
+                              : lengths.size() == 1 && lengths.ndim() <= 1;
+    if (!fits || !has_dtype<std::int64_t>(lengths)) {
+      refuse<std::int64_t>("lengths", {call.batch}, lengths);
+    }
+    lengths = py::array_t<std::int64_t, py::array::c_style>::ensure(lengths);
+    call.lengths = data_of<const std::int64_t>(lengths);
+    for (std::int64_t b = 0; b < call.batch; ++b) {
+      if (call.lengths[b] < 0 || call.lengths[b] > call.steps) {
+        throw py::value_error("lengths: expected integers in 0.." + std::to_string(call.steps) +
+                              ", got " + std::to_string(call.lengths[b]) + " at row " +
+                              std::to_string(b));
+      }
+    }
+    return lengths;
+  }
+
+  py::array read_resets(py::handle object, bool batched, int time_axis, Forward<T>& call) const {
+    py::array resets = as_array("resets", object);
+    const bool shaped = batched ? resets.ndim() == 2 && resets.shape(time_axis) == call.steps &&
+                                      resets.shape(1 - time_axis) == call.batch
+                                : resets.ndim() == 1 && resets.shape(0) == call.steps;
+    if (!shaped || !has_dtype<bool>(resets)) {
+      if (!batched) refuse<bool>("resets", {call.steps}, resets);
+      const std::int64_t sizes[] = {call.steps, call.batch};
+      refuse<bool>("resets", {sizes[time_axis], sizes[1 - time_axis]}, resets);
+    }
+    call.resets = {data_of<const char>(resets),
+                   {resets.strides(time_axis), batched ? resets.strides(1 - time_axis) : 0, 0}};
+    return resets;
+  }
+
+  // Makes the state arrays, runs the call, and returns (y, state).
+  py::tuple finish(py::array y, bool batched, Forward<T>& call) {
+    if (!weights_) throw std::runtime_error("pack the parameters first");
+    const std::int64_t chains = config_.num_layers * config_.directions();
+    const auto state_array = [&](std::int64_t width) {
+      return batched ? new_array<T, 3>({chains, call.batch, width}) : new_array<T, 2>({chains, width});
+    };
+    py::array hn = state_array(config_.state_size()), cn;
+    call.hn = data_of<T>(hn);
+    if (config_.has_cell_state()) {
+      cn = state_array(config_.hidden_size);
+      call.cn = data_of<T>(cn);
+    }
+    run(call);
+    if (!config_.has_cell_state()) return py::make_tuple(std::move(y), std::move(hn));
+    return py::make_tuple(std::move(y), py::make_tuple(std::move(hn), std::move(cn)));
+  }
+
+  void run(const Forward<T>& call) {
+    // Leaving and taking the lock costs some 0.1 us, and more when others wait for it.
+    constexpr double worth_unlocking = 200e3;  // multiply-adds: a few microseconds
+    const std::shared_ptr<const Weights<T>> weights = weights_;
+    std::unique_ptr<Workspace> workspace;
+    if (idle_.empty()) {
+      workspace = network_->make_workspace();
+    } else {
+      workspace = std::move(idle_.back());
+      idle_.pop_back();
+    }
+    if (network_->multiply_adds(call.steps, call.batch) > worth_unlocking) {
+      py::gil_scoped_release unlocked;
+      network_->forward(*weights, *workspace, call);
+    } else {
+      network_->forward(*weights, *workspace, call);
+    }
+    idle_.push_back(std::move(workspace));
+  }
+
+  const std::unique_ptr<Network<T>> network_;
+  const std::vector<Parameter> parameters_;
+  std::shared_ptr<const Weights<T>> weights_;
+  std::vector<std::unique_ptr<Workspace>> idle_;  // touched with the interpreter lock held
+};
+
+// ---- construction ----------------------------------------------------------------------------------
+
+template <class Enum>
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (int i = 0; i < static_cast<int>(Enum::count); ++i) all.push_back(name_of(static_cast<Enum>(i)));
+  return all;
+}
+
+template <class Enum>
+Enum from_name(const char* argument, const std::string& name) {
+  std::string known;
+  for (int i = 0; i < static_cast<int>(Enum::count); ++i) {
+    if (name == name_of(static_cast<Enum>(i))) return static_cast<Enum>(i);
+    known += std::string(i ? ", " : "") + name_of(static_cast<Enum>(i));
+  }
+  throw py::value_error(std::string(argument) + ": expected one of " + known + ", got '" + name + "'");
+}
+
+void require(bool holds, const char* argument, const char* expected, std::int64_t got) {
+  if (holds) return;
+  throw py::value_error(std::string(argument) + ": expected " + expected + ", got " +
+                        std::to_string(got));
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_size,
+                                    std::int64_t hidden_size, std::int64_t num_layers,
+                                    bool bidirectional, std::int64_t proj_size, bool bias,
+                                    const std::string& merge, bool residual, const std::string& dtype) {
+  Config config;
+  config.cell = from_name<CellKind>("cell", cell);
+  config.merge = from_name<Merge>("merge", merge);
+  // Products of sizes stay far from 2^63.
+  constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max() / 8;
+  require(input_size >= 1 && input_size <= limit, "input_size", "a positive integer", input_size);
+  require(hidden_size >= 1 && hidden_size <= limit, "hidden_size", "a positive integer", hidden_size);
+  require(num_layers >= 1 && num_layers <= 65536, "num_layers", "a positive integer", num_layers);
+  require(proj_size >= 0 && proj_size < hidden_size, "proj_size",
+          "an integer from 0 to hidden_size - 1", proj_size);
+  require(proj_size == 0 || config.has_cell_state(), "proj_size", "0 for a cell that is no LSTM",
+          proj_size);
+  config.input_size = input_size;
+  config.hidden_size = hidden_size;
+  config.num_layers = num_layers;
+  config.bidirectional = bidirectional;
+  config.proj_size = proj_size;
+  config.bias = bias;
+  config.residual = residual;
+  if (dtype == "float32") return std::make_unique<TypedEngine<float>>(config);
+  if (dtype == "float64") return std::make_unique<TypedEngine<double>>(config);
+  throw py::value_error("dtype: expected float32 or float64, got '" + dtype + "'");
+}
+
+py::dict parameter_shapes(const Engine& engine) {
+  py::dict shapes;
+  for (const Parameter& parameter : parameters_of(engine.config())) {
+    shapes[py::str(parameter.name)] = py::tuple(py::cast(parameter.shape));
+  }
+  return shapes;
+}
+
+// ---- module functions -------------------------------------------------------------------------------
+
+template <class T>
+py::array run_activation(ActivationFunction function, const py::array& x) {
+  py::array_t<T, py::array::c_style> in = x;
+  py::array_t<T> out(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  kernel_table().of<T>().activation[static_cast<int>(function)](in.data(), out.mutable_data(), in.size());
+  return out;
+}
+
+py::array activation(const std::string& name, py::handle object) {
+  const py::array x = as_array("x", object);
+  ActivationFunction function;
+  if (name == "exp") {
+    function = ActivationFunction::exponential;
+  } else if (name == "sigmoid") {
+    function = ActivationFunction::sigmoid;
+  } else if (name == "tanh") {
+    function = ActivationFunction::tanh;
+  } else {
+    throw py::value_error("name: expected one of exp, sigmoid, tanh, got '" + name + "'");
+  }
+  if (has_dtype<float>(x)) return run_activation<float>(function, x);
+  if (has_dtype<double>(x)) return run_activation<double>(function, x);
+  throw py::type_error("x: expected float32 or float64, got " + describe(x));
+}
+
+double measured_fma_peak(const std::string& dtype, int threads, double seconds) {
+  require(threads >= 1, "threads", "a positive integer", threads);
+  py::gil_scoped_release unlocked;
+  if (dtype == "float32") return fma_peak<float>(threads, seconds);
+  if (dtype == "float64") return fma_peak<double>(threads, seconds);
+  throw py::value_error("dtype: expected float32 or float64, got '" + dtype + "'");
+}
+
+double measured_read_bandwidth(std::int64_t bytes_per_thread, int threads, double seconds) {
+  require(threads >= 1, "threads", "a positive integer", threads);
+  require(bytes_per_thread >= 4096, "bytes_per_thread", "at least 4096", bytes_per_thread);
+  py::gil_scoped_release unlocked;
+  return read_bandwidth(static_cast<std::size_t>(bytes_per_thread), threads, seconds);
+}
+
+py::dict config() {
+  using namespace py::literals;
+  return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa,
+                  "isas"_a = usable_isas(), "threads"_a = num_threads(), "cuda"_a = false,
+                  "compiler"_a = FASTRNN_COMPILER);
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PYBIND11_MODULE(_core, m) {
+  using namespace fastrnn;
+  using namespace py::literals;
+  kernel_table();  // a wrong FASTRNN_ISA or FASTRNN_NUM_THREADS fails the import, not a later call
+  num_threads();
+  m.attr("__version__") = FASTRNN_VERSION;
+  m.attr("CELLS") = py::tuple(py::cast(names<CellKind>()));
+  m.attr("MERGES") = py::tuple(py::cast(names<Merge>()));
+  m.def("config", &config);
+  m.def("set_num_threads", &set_num_threads, "n"_a);
+  m.def("get_num_threads", &num_threads);
+  m.def("activation", &activation, "name"_a, "x"_a);
+  m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
+  m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
+  py::class_<Engine>(m, "Engine")
+      .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
+           "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
+      .def_property_readonly("parameter_shapes", &parameter_shapes)
+      .def("pack", &Engine::pack, "parameters"_a)
+      .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
+           "dropout"_a, "seed"_a)
+      .def("step", &Engine::step, "x"_a, "state"_a = py::none());
+}

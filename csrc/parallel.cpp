@@ -1,0 +1,196 @@
+#include "parallel.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace fastrnn {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Longest busy wait before the core is given away. A pause takes some 10 to 40 ns: at most 40 us,
+// several times the longest step that barriers are worth having in.
+constexpr int spins_before_yield = 1000;
+
+// A worker looks for the next call this long (about 25 us) before it sleeps: waking it costs
+// 20 us on a virtual machine, as much as a whole short sequence.
+constexpr int spins_before_sleep = 1000;
+
+// Physical cores among those that this process may run on, so that two threads never share one.
+int physical_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
+    return std::max(1u, std::thread::hardware_concurrency());
+  }
+  std::set<std::string> cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+                             "/topology/thread_siblings_list";
+    char siblings[256] = {};
+    if (std::FILE* file = std::fopen(path.c_str(), "r")) {
+      if (!std::fgets(siblings, sizeof siblings, file)) siblings[0] = 0;
+      std::fclose(file);
+    }
+    cores.insert(siblings[0] ? siblings : std::to_string(cpu));
+  }
+  return std::max<int>(1, static_cast<int>(cores.size()));
+}
+
+int initial_threads() {
+  if (const char* text = std::getenv("FASTRNN_NUM_THREADS")) {
+    char* end = nullptr;
+    const long threads = std::strtol(text, &end, 10);
+    if (end == text || *end || threads < 1 || threads > 4096) {
+      throw std::runtime_error(std::string("FASTRNN_NUM_THREADS: expected an integer in 1..4096, got '") +
+                               text + "'");
+    }
+    return static_cast<int>(threads);
+  }
+  return physical_cores();
+}
+
+std::atomic<int>& thread_setting() {
+  static std::atomic<int> threads{initial_threads()};
+  return threads;
+}
+
+}  // namespace
+
+// Workers live until the process ends; the pool is never destroyed, so a call that runs while the
+// interpreter shuts down finds it whole.
+struct Pool {
+  struct alignas(64) Worker {
+    std::atomic<std::uint32_t> started{0};
+    std::atomic<std::uint32_t> finished{0};
+  };
+
+  std::mutex in_use;
+  std::vector<std::unique_ptr<Worker>> workers;
+  void (*call)(const void*, int) = nullptr;
+  const void* work = nullptr;
+
+  void grow(int count) {
+    while (static_cast<int>(workers.size()) < count) {
+      workers.push_back(std::make_unique<Worker>());
+      const int thread = static_cast<int>(workers.size());
+      try {
+        std::thread(&Pool::serve, this, workers.back().get(), thread).detach();
+      } catch (...) {
+        workers.pop_back();
+        return;  // no more threads to be had: a smaller team does the same work
+      }
+    }
+  }
+
+  void serve(Worker* worker, int thread) {
+    for (std::uint32_t done = 0;;) {
+      for (int i = 0; i < spins_before_sleep; ++i) {
+        if (worker->started.load(std::memory_order_acquire) != done) break;
+        pause();
+      }
+      worker->started.wait(done, std::memory_order_acquire);
+      call(work, thread);
+      worker->finished.store(++done, std::memory_order_release);
+    }
+  }
+};
+
+namespace {
+
+// After fork the child has no workers: it starts with a pool of its own.
+std::atomic<Pool*> current_pool{nullptr};
+
+Pool& pool() {
+  static const bool registered = [] {
+    current_pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
+    return true;
+  }();
+  (void)registered;
+  return *current_pool.load();
+}
+
+}  // namespace
+
+int num_threads() { return thread_setting(); }
+
+void set_num_threads(int threads) {
+  if (threads < 1) {
+    throw std::invalid_argument("n: expected at least 1 thread, got " + std::to_string(threads));
+  }
+  thread_setting() = threads;
+}
+
+Barrier::Barrier(int threads) : threads_(threads), flags_(new Flag[threads]) {}
+
+void Barrier::wait(int thread) {
+  const std::uint32_t epoch = flags_[thread].epoch.load(std::memory_order_relaxed) + 1;
+  flags_[thread].epoch.store(epoch, std::memory_order_release);
+  for (int other = 0; other < threads_; ++other) {
+    int spins = 0;
+    // Signed distance: another thread may already be one epoch ahead.
+    while (static_cast<std::int32_t>(flags_[other].epoch.load(std::memory_order_acquire) - epoch) < 0) {
+      if (++spins < spins_before_yield) {
+        pause();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+}
+
+Team::Team(int wanted) : size_(1) {
+  if (wanted <= 1) return;
+  Pool& candidate = pool();
+  if (!candidate.in_use.try_lock()) return;
+  pool_ = &candidate;
+  pool_->grow(wanted - 1);
+  size_ = std::min<int>(wanted, static_cast<int>(pool_->workers.size()) + 1);
+}
+
+Team::~Team() {
+  if (pool_) pool_->in_use.unlock();
+}
+
+void Team::run_erased(void (*call)(const void*, int), const void* work) {
+  if (size_ > 1) {
+    pool_->call = call;
+    pool_->work = work;
+    for (int i = 0; i < size_ - 1; ++i) {
+      pool_->workers[i]->started.fetch_add(1, std::memory_order_release);
+      pool_->workers[i]->started.notify_one();
+    }
+  }
+  call(work, 0);
+  for (int i = 0; i < size_ - 1; ++i) {
+    const Pool::Worker& worker = *pool_->workers[i];
+    const std::uint32_t target = worker.started.load(std::memory_order_relaxed);
+    for (int spins = 0; worker.finished.load(std::memory_order_acquire) != target; ++spins) {
+      if (spins < spins_before_yield) {
+        pause();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn

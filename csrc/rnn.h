@@ -1,0 +1,123 @@
+// The driver contract: what a recurrent network is, what one forward call is given, and who owns
+// which memory. Shared by the CPU driver (rnn_cpu.cpp) and the CUDA driver.
+//
+// Letters: T steps, B batch rows, I inputs, H hidden units, P projected units, G gates, L layers,
+// D directions; R is the width of h: P with a projection, else H.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "storage.h"
+
+namespace fastrnn {
+
+enum class CellKind : int {
+  rnn_tanh,
+  rnn_relu,
+  rnn_sigmoid,
+  lstm,
+  lstm_peephole,
+  gru,
+  gru_reset_before,
+  count
+};
+
+// How the outputs of the two directions become a layer's output.
+enum class Merge : int { concat, sum, mean, max, mul, count };
+
+const char* name_of(CellKind cell);
+const char* name_of(Merge merge);
+
+struct Config {
+  CellKind cell = CellKind::lstm;
+  std::int64_t input_size = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t num_layers = 1;
+  bool bidirectional = false;
+  std::int64_t proj_size = 0;  // LSTM only; 0: none
+  bool bias = true;
+  Merge merge = Merge::concat;
+  bool residual = false;  // adds a layer's input to its output where the widths agree
+
+  int gates() const;
+  bool has_cell_state() const;
+  std::int64_t directions() const { return bidirectional ? 2 : 1; }
+  std::int64_t state_size() const { return proj_size ? proj_size : hidden_size; }  // R
+  std::int64_t output_size() const {
+    return state_size() * (merge == Merge::concat ? directions() : 1);
+  }
+  std::int64_t layer_input_size(std::int64_t layer) const {
+    return layer == 0 ? input_size : output_size();
+  }
+};
+
+// torch.nn's parameters in torch.nn's order: per layer, per direction weight_ih, weight_hh, bias_ih,
+// bias_hh, weight_hr, then weight_peep (3, H) = i, f, o.
+struct Parameter {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+
+std::vector<Parameter> parameters_of(const Config& config);
+
+// An input that the caller owns and that must not change during the call. Strides in bytes, of any
+// sign; elements need not be aligned.
+struct View {
+  const char* data = nullptr;  // null: absent
+  std::int64_t stride[3] = {0, 0, 0};
+};
+
+// One forward call. Outputs never overlap inputs.
+template <class T>
+struct Forward {
+  std::int64_t steps = 0, batch = 0;  // T, B
+  View x;                             // (T, B, I)
+  View h0;                            // (D*L, B, R); absent: zeros
+  View c0;                            // (D*L, B, H); absent: zeros; cells with a cell state only
+  const std::int64_t* lengths = nullptr;  // (B,), each in 0 .. T; null: all T
+  View resets;                            // (T, B) bytes, nonzero: the state does not pass from
+                                          // step t-1 to step t of that row, in either direction
+  double dropout = 0;                     // on the outputs of all layers but the last
+  std::uint64_t seed = 0;                 // of the dropout masks
+
+  T* y = nullptr;  // output row (t, b) at y + t * y_step + b * y_row, output_size() wide
+  std::int64_t y_step = 0, y_row = 0;
+  T* hn = nullptr;  // (D*L, B, R) contiguous: each direction's state after its last valid step
+  T* cn = nullptr;  // (D*L, B, H)
+};
+
+// Weights in the layout of the kernels: a copy, independent of the arrays it was made from.
+template <class T>
+class Weights {
+ public:
+  virtual ~Weights() = default;
+};
+
+// Scratch memory of one call at a time; kept by the caller so that repeated calls allocate nothing.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+};
+
+// A network on one device. Stateless but for its configuration: any number of threads may call it,
+// each with a workspace of its own.
+template <class T>
+class Network {
+ public:
+  virtual ~Network() = default;
+  // `parameters`: one contiguous array for each of parameters_of(config).
+  virtual std::unique_ptr<Weights<T>> pack(const T* const* parameters) const = 0;
+  virtual std::unique_ptr<Workspace> make_workspace() const = 0;
+  virtual void forward(const Weights<T>& weights, Workspace& workspace,
+                       const Forward<T>& call) const = 0;
+  // Multiply-adds of a call, for deciding what is worth the trouble of leaving the interpreter lock.
+  virtual double multiply_adds(std::int64_t steps, std::int64_t batch) const = 0;
+};
+
+template <class T>
+std::unique_ptr<Network<T>> make_cpu_network(const Config& config);
+
+}  // namespace fastrnn

@@ -1,0 +1,66 @@
+#include "roof.h"
+
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "storage.h"
+
+namespace fastrnn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Runs work(thread), which returns an amount, on every thread again and again for `seconds`.
+template <class Work>
+double rate(int threads, double seconds, const Work& work) {
+  Team team(threads);
+  struct alignas(cache_line) Amount {
+    double value = 0;
+  };
+  std::vector<Amount> done(static_cast<std::size_t>(team.size()));
+  const auto start = Clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  team.run([&](int thread) {
+    double amount = 0;
+    do {
+      amount += work(thread);
+    } while (elapsed() < seconds);
+    done[static_cast<std::size_t>(thread)].value = amount;
+  });
+  const double took = elapsed();
+  double total = 0;
+  for (const Amount& amount : done) total += amount.value;
+  return total / took;
+}
+
+}  // namespace
+
+template <class T>
+double fma_peak(int threads, double seconds) {
+  const Kernels<T>& kernels = kernel_table().of<T>();
+  return rate(threads, seconds, [&](int) {
+    T sink = T(0.5);
+    return static_cast<double>(kernels.fma_chains(20000, &sink));
+  });
+}
+
+template double fma_peak<float>(int, double);
+template double fma_peak<double>(int, double);
+
+double read_bandwidth(std::size_t bytes, int threads, double seconds) {
+  const Kernels<float>& kernels = kernel_table().of<float>();
+  std::vector<Storage> buffers(static_cast<std::size_t>(threads));
+  for (Storage& buffer : buffers) std::memset(buffer.reserve(bytes), 0, bytes);
+  const auto count = static_cast<std::int64_t>(bytes / sizeof(float));
+  return rate(threads, seconds, [&](int thread) {
+    const auto* data = static_cast<const float*>(buffers[static_cast<std::size_t>(thread)].reserve(bytes));
+    volatile float sink = kernels.sum(data, count);
+    (void)sink;
+    return static_cast<double>(bytes);
+  });
+}
+
+}  // namespace fastrnn

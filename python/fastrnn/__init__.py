@@ -1,0 +1,18 @@
+"""Recurrent networks at the speed of the machine, behind the interface of ``torch.nn``.
+
+`RNN`, `LSTM` and `GRU` take the arguments of their ``torch.nn`` namesakes, load their weights, and
+run fused C++ kernels on NumPy arrays.
+"""
+
+from fastrnn.functional import __version__, get_num_threads, set_num_threads, show_config
+from fastrnn.recurrent import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "__version__",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,55 @@
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class _Config(TypedDict):
+    version: str
+    isa: str
+    isas: list[str]
+    threads: int
+    cuda: bool
+    compiler: str
+
+__version__: str
+CELLS: tuple[str, ...]
+MERGES: tuple[str, ...]
+
+def config() -> _Config: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def activation(name: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]: ...
+def fma_peak(dtype: str, threads: int, seconds: float) -> float: ...
+def read_bandwidth(bytes_per_thread: int, threads: int, seconds: float) -> float: ...
+
+class Engine:
+    parameter_shapes: dict[str, tuple[int, ...]]
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        proj_size: int,
+        bias: bool,
+        merge: str,
+        residual: bool,
+        dtype: str,
+    ) -> None: ...
+    def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
+    def forward(
+        self,
+        x: NDArray[np.floating[Any]],
+        state: Any,
+        lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.bool_] | None,
+        batch_first: bool,
+        dropout: float,
+        seed: int,
+    ) -> tuple[NDArray[np.floating[Any]], Any]: ...
+    def step(
+        self, x: NDArray[np.floating[Any]], state: Any
+    ) -> tuple[NDArray[np.floating[Any]], Any]: ...

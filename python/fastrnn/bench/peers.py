@@ -1,0 +1,221 @@
+"""What is compared: one small class for each engine that can run a `Problem`.
+
+Every engine gets the same weights and the same input, and what it computes can be brought into one common
+form, so that the outputs are compared before anything is timed. Each is called in the fastest way that
+takes arrays and returns new ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+import fastrnn
+from fastrnn.bench import numpy_model, onnx_model
+from fastrnn.bench.problem import Array, Problem, new_layer
+from fastrnn.bench.suites import Shape
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A call to time.
+
+    Attributes
+    ----------
+    name : str
+        The engine's.
+    call : callable
+        Runs the problem once.
+    arrays : callable
+        Turns what ``call`` returns into output, h and (LSTM) c, in the shapes of torch.nn; the output of
+        a single step is (B, H). Not timed.
+    context : callable
+        Makes the context that the calls run in; entered once for many calls.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    arrays: Callable[[Any], list[Array]]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def result(self) -> list[Array]:
+        """Run once and return the arrays."""
+        with self.context():
+            return self.arrays(self.call())
+
+
+class Peer(Protocol):
+    """An engine, set to a number of threads when it is made."""
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]]
+
+    def __init__(self, threads: int) -> None: ...
+
+    def unsupported(self, shape: Shape) -> str | None:
+        """Why it cannot run this shape, or None."""
+
+    def candidate(self, problem: Problem) -> Candidate:
+        """The problem in the engine's own form, ready to be timed."""
+
+
+class FastRNN:
+    """This package: a layer in evaluation mode, through ``step`` where T = 1."""
+
+    name = "fastrnn"
+    requires = ()
+
+    def __init__(self, threads: int) -> None:
+        fastrnn.set_num_threads(threads)
+
+    def unsupported(self, shape: Shape) -> str | None:
+        return None
+
+    def candidate(self, problem: Problem) -> Candidate:
+        layer = new_layer(problem.shape)
+        layer.load_state_dict(problem.weights)
+        layer.eval()
+        if problem.state is None:
+            call = partial(layer, problem.x)
+        else:
+            call = partial(layer.step, problem.x, _as_state(problem.state))
+        return Candidate(self.name, call, _flat)
+
+
+class NumPy:
+    """Plain NumPy: one matrix product for all inputs, then one in each step."""
+
+    name = "numpy"
+    requires = ("numpy",)
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def unsupported(self, shape: Shape) -> str | None:
+        return None
+
+    def candidate(self, problem: Problem) -> Candidate:
+        return Candidate(self.name, partial(numpy_model.forward, problem), list, self._blas_threads)
+
+    def _blas_threads(self) -> AbstractContextManager[Any]:
+        # Without threadpoolctl the number is the BLAS library's own: it is fixed at its import.
+        if importlib.util.find_spec("threadpoolctl") is None:
+            return nullcontext()
+        from threadpoolctl import threadpool_limits
+
+        limits: AbstractContextManager[Any] = threadpool_limits(self._threads, user_api="blas")
+        return limits
+
+
+class Torch:
+    """torch.nn in evaluation and inference mode."""
+
+    name = "torch"
+    requires = ("torch",)
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def unsupported(self, shape: Shape) -> str | None:
+        return None
+
+    def candidate(self, problem: Problem) -> Candidate:
+        import torch
+
+        shape = problem.shape
+        layer_class = shape.cell.upper()
+        dtype = getattr(torch, shape.dtype)
+        weights = {name: torch.from_numpy(value) for name, value in problem.weights.items()}
+        x = torch.from_numpy(problem.x)
+        state = [torch.from_numpy(part) for part in problem.state or ()]
+        if shape.step and shape.layers == 1:
+            # nn.LSTMCell needs a quarter of nn.LSTM's time for one step (a twentieth at H = 512, where
+            # nn.LSTM reorders the weights for oneDNN in every call).
+            module = getattr(torch.nn, f"{layer_class}Cell")(shape.I, shape.H, dtype=dtype)
+            weights = {name.removesuffix("_l0"): value for name, value in weights.items()}
+            call = partial(module, x, _as_state([part[0] for part in state]))
+            arrays = _cell_arrays
+        else:
+            module = getattr(torch.nn, layer_class)(
+                shape.I, shape.H, shape.layers, bidirectional=shape.bidirectional, dtype=dtype
+            )
+            call = partial(module, x[None], _as_state(state)) if state else partial(module, x)
+            arrays = _step_arrays if state else _flat
+        module.load_state_dict(weights)
+        module.eval()
+        return Candidate(self.name, call, arrays, torch.inference_mode)
+
+
+class OnnxRuntime:
+    """ONNX Runtime's operators in a prepared sequential session.
+
+    Its threads spin between calls, which is the default and makes it faster. The output stays in ONNX's
+    layout (T, directions, B, H).
+    """
+
+    name = "onnxruntime"
+    requires = ("onnx", "onnxruntime")
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def unsupported(self, shape: Shape) -> str | None:
+        return None if shape.dtype == "float32" else "its recurrent operators are float32 only"
+
+    def candidate(self, problem: Problem) -> Candidate:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        session = onnxruntime.InferenceSession(
+            onnx_model.build(problem), options, providers=["CPUExecutionProvider"]
+        )
+        outputs = [output.name for output in session.get_outputs()]
+        call = partial(session.run, outputs, onnx_model.feeds(problem))
+        return Candidate(self.name, call, partial(onnx_model.arrays, problem.shape))
+
+
+PEERS: dict[str, type[Peer]] = {"numpy": NumPy, "torch": Torch, "onnxruntime": OnnxRuntime}
+
+
+def missing_package(peer: str) -> str | None:
+    """The first package that a peer needs and that is not installed, or None."""
+    for package in PEERS[peer].requires:
+        if importlib.util.find_spec(package) is None:
+            return package
+    return None
+
+
+def _as_state(parts: Sequence[Any]) -> Any:
+    """h alone, or (h, c)."""
+    return tuple(parts) if len(parts) == 2 else parts[0]
+
+
+def _states(state: Any) -> list[Array]:
+    parts = state if isinstance(state, tuple) else (state,)
+    return [np.asarray(part) for part in parts]
+
+
+def _flat(result: Any) -> list[Array]:
+    output, state = result
+    return [np.asarray(output), *_states(state)]
+
+
+def _step_arrays(result: Any) -> list[Array]:
+    output, *states = _flat(result)
+    return [output[0], *states]
+
+
+def _cell_arrays(state: Any) -> list[Array]:
+    states = _states(state)
+    return [states[0], *(part[None] for part in states)]

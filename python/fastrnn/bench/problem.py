@@ -1,0 +1,76 @@
+"""One shape with weights and input, shared by every engine, and how far two results are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fastrnn
+from fastrnn.bench.suites import Shape
+
+Array = npt.NDArray[Any]
+
+STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shape with its weights and its input.
+
+    Attributes
+    ----------
+    shape : Shape
+        The cell and its sizes.
+    weights : mapping of str to array
+        Parameters under torch.nn's names.
+    x : array
+        (T, B, I), or (B, I) for a single step.
+    state : tuple of array, or None
+        Initial h, and c for an LSTM, each (layers, B, H). Sequences start from zeros: None.
+    """
+
+    shape: Shape
+    weights: Mapping[str, Array]
+    x: Array
+    state: tuple[Array, ...] | None
+
+    @classmethod
+    def create(cls, shape: Shape) -> Problem:
+        """The weights of a new layer, and a random input that is the same in every run."""
+        generator = np.random.default_rng(0)
+        weights = new_layer(shape).state_dict()
+        x = generator.standard_normal((shape.T, shape.B, shape.I)).astype(shape.dtype)
+        if not shape.step:
+            return cls(shape, weights, x, None)
+        # Not zeros: a wrong use of W_hh or of the state must show in the outputs.
+        size = (shape.layers, shape.B, shape.H)
+        state = tuple(
+            generator.uniform(-1.0, 1.0, size).astype(shape.dtype) for _ in STATES[shape.cell]
+        )
+        return cls(shape, weights, x[0], state)
+
+
+def new_layer(shape: Shape) -> Any:
+    """A `fastrnn` layer of this shape, with the same weights in every run."""
+    return getattr(fastrnn, shape.cell.upper())(
+        shape.I,
+        shape.H,
+        shape.layers,
+        bidirectional=shape.bidirectional,
+        dtype=np.dtype(shape.dtype),
+        seed=0,
+    )
+
+
+def scaled_error(actual: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Largest difference, relative to the largest value of each array; inf if shapes differ."""
+    if [a.shape for a in actual] != [b.shape for b in expected]:
+        return float("inf")
+    errors = [
+        np.abs(a - b).max() / np.abs(b).max() for a, b in zip(actual, expected, strict=True)
+    ]
+    return float(np.max(errors))

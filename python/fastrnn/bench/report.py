@@ -1,0 +1,159 @@
+"""The table, the lines around it and the progress bar, in plain text.
+
+The table is Markdown: readable in a terminal, and what a document needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastrnn.bench.results import SUBJECT, Interval, Result, Run, groups
+from fastrnn.bench.suites import Shape
+
+
+def heading(environment: dict[str, Any]) -> str:
+    """Which software ran where."""
+    config = environment["config"]
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    return (
+        f"fastrnn {config['version']} ({config['isa']}), {environment['threads']} thread(s), "
+        f"{environment['cpu']}, {environment['platform']}, {environment['date']}\n"
+        f"Python {environment['python']}, {packages}"
+    )
+
+
+class Table:
+    """Rows of a fixed width, so that each can be printed as soon as it is measured.
+
+    Parameters
+    ----------
+    shapes : sequence of Shape
+        All that may come.
+    peers : sequence of str
+        One column of times for each.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], peers: Sequence[str]) -> None:
+        self._engines = [SUBJECT, *peers]
+        label = max((len(shape.label) for shape in shapes), default=0)
+        titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s", "peak", "roof"]
+        widths = [4, label, *(max(9, len(engine)) for engine in self._engines)]
+        widths += [4, 18, 6, 7, 5, 5]
+        self._titles = [(title, width) for title, width in zip(titles, widths, strict=True)]
+
+    def head(self) -> str:
+        """Titles and rule; all columns but the first two are aligned to the right."""
+        rule = [
+            "-" * width if column < 2 else "-" * (width - 1) + ":"
+            for column, (_, width) in enumerate(self._titles)
+        ]
+        return self._join([title for title, _ in self._titles]) + "\n" + self._join(rule)
+
+    def row(self, result: Result) -> str:
+        """One measured shape."""
+        times = [
+            duration(result.time(engine).median) if engine in result.seconds else "–"
+            for engine in self._engines
+        ]
+        ratio = result.ratio
+        return self._join(
+            [
+                result.shape.cell.upper(),
+                result.shape.label,
+                *times,
+                f"{result.time(SUBJECT).spread:.0%}",
+                "–" if ratio is None else ratio_text(ratio),
+                "slower" if ratio is not None and ratio.median < 1 else "",
+                f"{result.flop_rate / 1e9:.1f}",
+                f"{result.peak_fraction:.1%}",
+                f"{result.roof_fraction:.1%}",
+            ]
+        )
+
+    def _join(self, cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, (_, width)) in enumerate(zip(cells, self._titles, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+
+def summary(run: Run) -> str:
+    """What the columns mean, the groups, the machine and what was left out."""
+    lines = [
+        "Times are medians of interleaved rounds; ±: half their interquartile range. ratio: time of the",
+        "fastest peer / time of fastrnn, with quartiles. peak: of the FMA rate measured between the",
+        "rounds. roof: of the roofline bound (that rate, or reading the weights from their cache).",
+    ]
+    summaries = groups(run.results)
+    if summaries:
+        width = max(len(group.name) for group in summaries)
+        lines += ["", "Ratios to the fastest peer:"]
+        lines += [
+            f"  {group.name:{width}}  geometric mean {group.mean:.2f}, "
+            f"lowest {group.worst:.2f} ({group.worst_label}), "
+            f"slower on {group.losses} of {group.count}"
+            for group in summaries
+        ]
+    if run.results:
+        lines.append("")
+        peaks = [peak / 1e9 for result in run.results for peak in result.peak]
+        lines.append(
+            f"FMA peak {Interval.of(peaks).median:.0f} GFLOP/s, "
+            f"from {min(peaks):.0f} to {max(peaks):.0f} during the run."
+        )
+    errors: dict[str, float] = {}
+    for result in run.results:
+        for peer, error in result.errors.items():
+            errors[peer] = max(error, errors.get(peer, 0.0))
+    if errors:
+        listed = ", ".join(f"{peer} {error:.1e}" for peer, error in errors.items())
+        lines.append(f"Outputs agree; largest scaled difference: {listed}.")
+    return "\n".join([*lines, *run.notes])
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits and a unit.
+
+    >>> duration(1.234e-6), duration(0.0567), duration(9.999e-4)
+    ('1.23 µs', '56.7 ms', '1.00 ms')
+    """
+    unit, size = next(
+        (unit, size) for unit, size in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0))
+        if seconds < 999.5 * size or unit == "s"
+    )
+    value = seconds / size
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
+
+
+def ratio_text(ratio: Interval) -> str:
+    """Median and quartiles."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+class Progress:
+    """A bar on the terminal's last line; silent where standard error is not a terminal.
+
+    It is drawn between measurements only: a refreshing thread would take time from what is measured.
+    """
+
+    _WIDTH = 30
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+
+    def show(self, done: int, label: str) -> None:
+        filled = self._WIDTH * done // self._total
+        bar = "#" * filled + "-" * (self._WIDTH - filled)
+        self._write(f"[{bar}] {done}/{self._total} {label}")
+
+    def clear(self) -> None:
+        self._write("")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,277 @@
+"""The way into the compiled core: checks arguments, names the culprit, hands arrays over.
+
+No other module imports ``fastrnn._core``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrnn._core import (
+    CELLS,
+    MERGES,
+    Engine,
+    __version__,
+    activation,
+    config,
+    fma_peak,
+    read_bandwidth,
+)
+from fastrnn._core import get_num_threads as _get_num_threads
+from fastrnn._core import set_num_threads as _set_num_threads
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from numpy.typing import ArrayLike, NDArray
+
+    FloatArray = NDArray[np.floating[Any]]
+
+    class SupportsArray(Protocol):
+        """What NumPy can view: an ndarray, a torch tensor, anything else with ``__array__``."""
+
+        def __array__(self) -> NDArray[Any]: ...
+
+
+__all__ = [
+    "CELLS",
+    "MERGES",
+    "Engine",
+    "__version__",
+    "activation",
+    "config",
+    "fma_peak",
+    "forward",
+    "get_num_threads",
+    "read_bandwidth",
+    "set_num_threads",
+    "show_config",
+    "view",
+    "view_state",
+]
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as an int of [`low`, `high`), or raise an error that names the argument.
+
+    Examples
+    --------
+    >>> integer("hidden_size", 0, 1)
+    Traceback (most recent call last):
+    ValueError: hidden_size: expected an integer >= 1, got 0
+    """
+    expected = f">= {low}" if high is None else f"in [{low}, {high})"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer {expected}, got {value!r}") from None
+    if result < low or (high is not None and result >= high):
+        raise ValueError(f"{name}: expected an integer {expected}, got {result}")
+    return result
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` as a bool, or raise an error that names the argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a float of [`low`, `high`], or raise an error that names the argument."""
+    expected = "a number" if high == math.inf else f"a number in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return float(value)
+
+
+def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`, or raise an error that names the argument."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def float_dtype(name: str, value: Any) -> np.dtype[np.floating[Any]]:
+    """Return float32 or float64 in this machine's byte order, or raise a ValueError."""
+    dtype = None
+    if value is not None:  # which NumPy would take for float64
+        with contextlib.suppress(TypeError):
+            dtype = np.dtype(value).str
+    for known in (np.dtype(np.float32), np.dtype(np.float64)):
+        if known.str == dtype:
+            return known
+    raise ValueError(f"{name}: expected float32 or float64, got {value!r}")
+
+
+def generator(name: str, seed: Any) -> np.random.Generator:
+    """Return the random generator of a seed, or raise an error that names the argument."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{name}: expected an integer >= 0, a numpy.random.Generator or None, got {seed!r}"
+        ) from None
+
+
+def view(name: str, value: Any) -> NDArray[Any]:
+    """View `value` as an array; what NumPy could only copy, such as a list, is refused."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__array__"):
+        try:
+            memoryview(value)
+        except TypeError:
+            kind = type(value).__name__
+            raise TypeError(f"{name}: expected an array, got {kind}") from None
+    return np.asarray(value)
+
+
+def view_state(state: Any) -> Any:
+    """View a state, None, ``h`` or ``(h, c)``, as arrays."""
+    if state is None:
+        return None
+    if isinstance(state, (tuple, list)):
+        return tuple(view("state", part) for part in state)
+    return view("state", state)
+
+
+def float_array(
+    name: str, value: Any, dtype: np.dtype[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Convert an array or a torch tensor of any floating-point type, or raise a TypeError."""
+    if hasattr(value, "detach"):
+        # NumPy reads no tensor that has a gradient, lies on a GPU or is bfloat16.
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    array = np.asarray(value)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name}: expected floats, got {array.shape} {array.dtype}")
+    return array.astype(dtype, copy=False)
+
+
+def _lengths(lengths: ArrayLike) -> NDArray[np.int64]:
+    values = np.asarray(lengths)
+    # An empty list has no integers to show its type by.
+    if values.dtype.kind not in "iu" and values.size:
+        raise TypeError(f"lengths: expected integers (B,), got {values.shape} {values.dtype}")
+    return values.astype(np.int64, copy=False)
+
+
+def forward(
+    engine: Engine,
+    x: SupportsArray,
+    state: Any,
+    lengths: ArrayLike | None,
+    resets: ArrayLike | None,
+    *,
+    batch_first: bool,
+    dropout: float,
+    seed: int,
+) -> tuple[FloatArray, Any]:
+    """Run `engine` over a whole sequence.
+
+    Parameters
+    ----------
+    engine : Engine
+        Packed engine.
+    x : array (T, B, I), (B, T, I) if `batch_first`, or (T, I)
+        Input, of the engine's dtype.
+    state : None, array or pair of arrays
+        Initial state, zero by default.
+    lengths : integers (B,), optional
+        Valid steps of each row.
+    resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
+        Where the state is zeroed before the step is consumed.
+    batch_first : bool
+        Whether the batch is the first axis.
+    dropout : float
+        Probability of a zero between layers.
+    seed : int
+        Seed of the dropout masks.
+
+    Returns
+    -------
+    output : array
+        Output of the last layer at every step.
+    state : array or pair of arrays
+        Final state.
+    """
+    return engine.forward(
+        view("x", x),
+        view_state(state),
+        None if lengths is None else _lengths(lengths),
+        None if resets is None else np.asarray(resets),
+        batch_first,
+        dropout,
+        seed,
+    )
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, in this process.
+
+    It starts as the environment variable ``FASTRNN_NUM_THREADS``, else as the number of physical
+    cores. Results do not depend on it, to the last bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> before = fastrnn.get_num_threads()
+    >>> fastrnn.set_num_threads(1)
+    >>> fastrnn.get_num_threads()
+    1
+    >>> fastrnn.set_num_threads(before)
+    """
+    _set_num_threads(integer("n", n, 1))
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use, see `set_num_threads`.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return _get_num_threads()
+
+
+def show_config() -> None:
+    """Print what this build is and what it uses on this machine.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> fastrnn.show_config()  # doctest: +ELLIPSIS
+    fastrnn ...
+      instructions  ...
+      threads       ...
+      CUDA          ...
+      compiler      ...
+      Python        ..., NumPy ...
+    """
+    build = config()
+    print(
+        f"fastrnn {build['version']}\n"
+        f"  instructions  {build['isa']} (usable here: {', '.join(build['isas'])})\n"
+        f"  threads       {build['threads']}\n"
+        f"  CUDA          {'yes' if build['cuda'] else 'not in this build'}\n"
+        f"  compiler      {build['compiler']}\n"
+        f"  Python        {sys.version.split()[0]}, NumPy {np.__version__}"
+    )

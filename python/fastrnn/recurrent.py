@@ -1,0 +1,620 @@
+"""Recurrent layers with the interface of ``torch.nn``, on NumPy arrays.
+
+Letters: T steps, B batch, I inputs, H hidden units, P projected units, R units of the recurrent
+state (P if there is a projection, else H), G gates, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy import ndarray
+
+from fastrnn import functional, initializers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike
+    from typing_extensions import Self
+
+    from fastrnn.functional import FloatArray, SupportsArray
+
+__all__ = ["GRU", "LSTM", "RNN", "IncompatibleKeys", "Recurrent"]
+
+State = TypeVar("State")
+
+
+class IncompatibleKeys(NamedTuple):
+    """What ``load_state_dict(d, strict=False)`` passed over.
+
+    Attributes
+    ----------
+    missing_keys : list of str
+        Parameters of the layer that the dict does not have; they kept their values.
+    unexpected_keys : list of str
+        Keys of the dict that the layer does not have.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Recurrent(Generic[State]):
+    """What `RNN`, `LSTM` and `GRU` share; use one of these.
+
+    Parameters
+    ----------
+    input_size : int
+        Inputs I.
+    hidden_size : int
+        Hidden units H.
+    num_layers : int, default 1
+        Layers L; each reads the output of the one before it.
+    bias : bool, default True
+        Whether the gates have biases.
+    batch_first : bool, default False
+        Whether sequences are (B, T, I) instead of (T, B, I). States are (D·L, B, R) either way.
+    dropout : float, default 0
+        Probability of a zero in the output of every layer but the last, in training mode.
+    bidirectional : bool, default False
+        Whether a second set of weights reads the sequence from its end: D = 2.
+    merge : {"concat", "sum", "mean", "max", "mul"}, default "concat"
+        How the outputs of the two directions join, in every layer. ``"concat"`` makes the output
+        2·R wide, the others R.
+    residual : bool, default False
+        Whether a layer's input is added to its output, where their sizes agree.
+    init : {"torch", "glorot", "he", "orthogonal"}, default "torch"
+        How parameters start, see `fastrnn.initializers.initialize`.
+    seed : int or numpy.random.Generator, optional
+        Source of the initial parameters and the dropout masks; fresh entropy by default.
+    dtype : {numpy.float32, numpy.float64}, default numpy.float32
+        Type of parameters, inputs and outputs.
+    device : {"cpu"}, default "cpu"
+        Where the layer runs.
+
+    Attributes
+    ----------
+    training : bool
+        Set by `train` and `eval`.
+    parameters : mapping of str to ndarray
+        The live arrays.
+    """
+
+    _INITS: ClassVar[tuple[str, ...]] = ("torch", "glorot", "he", "orthogonal")
+    # What `repr` leaves out, in the order in which it shows the rest.
+    _DEFAULTS: ClassVar[dict[str, object]] = {
+        "proj_size": 0,
+        "num_layers": 1,
+        "nonlinearity": "tanh",
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0.0,
+        "bidirectional": False,
+        "merge": "concat",
+        "residual": False,
+        "peephole": False,
+        "reset_after": True,
+    }
+
+    _engine: functional.Engine
+    _step: Callable[[Any, Any], tuple[FloatArray, State]]
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int = 0,
+        *,
+        merge: str,
+        residual: bool,
+        init: str,
+        seed: int | np.random.Generator | None,
+        dtype: DTypeLike,
+        device: str,
+    ) -> None:
+        self._cell = cell
+        self.input_size = functional.integer("input_size", input_size, 1)
+        self.hidden_size = functional.integer("hidden_size", hidden_size, 1)
+        self.num_layers = functional.integer("num_layers", num_layers, 1)
+        self.bias = functional.boolean("bias", bias)
+        self.batch_first = functional.boolean("batch_first", batch_first)
+        self.dropout = functional.number("dropout", dropout, 0, 1)
+        self.bidirectional = functional.boolean("bidirectional", bidirectional)
+        self.proj_size = functional.integer("proj_size", proj_size, 0, self.hidden_size)
+        self.merge = functional.choice("merge", merge, functional.MERGES)
+        self.residual = functional.boolean("residual", residual)
+        self.dtype = functional.float_dtype("dtype", dtype)
+        if device != "cpu":
+            raise ValueError(f"device: expected 'cpu' (this build has no CUDA), got {device!r}")
+        init = functional.choice("init", init, self._INITS)
+        generator = functional.generator("seed", seed)
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(
+                f"dropout: expected 0 for num_layers=1, got {dropout}; it acts between layers, so"
+                " it does nothing here",
+                stacklevel=3,
+            )
+        self._engine = self._make_engine()
+        self._step = self._engine.step
+        self._parameters = initializers.initialize(
+            init, self._engine.parameter_shapes, self.hidden_size, generator, self.dtype
+        )
+        self._mask_seed = int(generator.integers(2**62))
+        self._training = True
+
+    def _make_engine(self) -> functional.Engine:
+        return functional.Engine(
+            self._cell,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bidirectional,
+            self.proj_size,
+            self.bias,
+            self.merge,
+            self.residual,
+            self.dtype.name,
+        )
+
+    def _pack(self) -> None:
+        self._engine.pack(tuple(self._parameters.values()))
+
+    def __call__(
+        self,
+        x: SupportsArray,
+        state: State | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[FloatArray, State]:
+        """Run over whole sequences.
+
+        Parameters
+        ----------
+        x : array (T, B, I), (B, T, I) if `batch_first`, or (T, I)
+            Input of the layer's dtype: an ndarray of any strides, a torch tensor on the CPU, or
+            anything else that NumPy can view.
+        state : array (D·L, B, R), or a pair of them (h, c) for `LSTM`, optional
+            Initial state, (D·L, R) for an input without batch; zero by default. c has H units.
+        lengths : integers (B,), optional
+            Valid steps of each row, 0 to T. Beyond them the output is 0; the final state is that
+            of the last valid step, and the reverse direction starts there.
+        resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
+            Where a new sequence begins: the state is zeroed before the step is consumed.
+
+        Returns
+        -------
+        output : ndarray
+            Output of the last layer at every step, as long and laid out as `x`.
+        state : ndarray, or a pair of them (h, c) for `LSTM`
+            Final state, to continue from.
+
+        Examples
+        --------
+        >>> layer = GRU(8, 16, bidirectional=True)
+        >>> output, h = layer(np.zeros((5, 3, 8), np.float32), lengths=[5, 2, 0])
+        >>> output.shape, h.shape
+        ((5, 3, 32), (2, 3, 16))
+        """
+        dropout = 0.0
+        if self._training:
+            self._pack()
+            dropout = self.dropout
+        result = functional.forward(
+            self._engine,
+            x,
+            state,
+            lengths,
+            resets,
+            batch_first=self.batch_first,
+            dropout=dropout,
+            seed=self._mask_seed,
+        )
+        if dropout:
+            self._mask_seed += 1  # not before: a failed call leaves the layer as it was
+        return result
+
+    def step(self, x: SupportsArray, state: State | None = None) -> tuple[FloatArray, State]:
+        """Run one step, without dropout: the fast way to stream, in evaluation mode.
+
+        Parameters
+        ----------
+        x : array (B, I) or (I,)
+            Input of one step.
+        state : array (L, B, R), or a pair of them (h, c) for `LSTM`, optional
+            State, (L, R) for an input without batch; zero by default.
+
+        Returns
+        -------
+        output : ndarray (B, R) or (R,)
+            Output of the last layer, bit for bit that of a whole-sequence call.
+        state : ndarray, or a pair of them (h, c) for `LSTM`
+            Next state.
+
+        Examples
+        --------
+        >>> layer = LSTM(8, 16).eval()
+        >>> state = None
+        >>> for x in np.zeros((5, 8), np.float32):
+        ...     h, state = layer.step(x, state)
+        >>> h.shape
+        (16,)
+        """
+        if self._training:
+            self._pack()
+        if type(x) is not ndarray:
+            return self._step(functional.view("x", x), functional.view_state(state))
+        return self._step(x, state)
+
+    @property
+    def training(self) -> bool:
+        """Whether the layer is in training mode."""
+        return self._training
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training mode: parameters may change at any time, dropout is on.
+
+        Weights are packed for the kernels in every call. A new layer is in this mode.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            False enters evaluation mode, see `eval`.
+
+        Returns
+        -------
+        Recurrent
+            The layer.
+        """
+        self._training = functional.boolean("mode", mode)
+        for array in self._parameters.values():
+            array.flags.writeable = mode
+        if not mode:
+            self._pack()
+        return self
+
+    def eval(self) -> Self:
+        """Enter evaluation mode: weights are packed once, dropout is off.
+
+        The parameter arrays are read-only until `train`, so that a change which the packed copy
+        would miss raises. (A view taken in training mode stays writable: do not write to it.)
+
+        Returns
+        -------
+        Recurrent
+            The layer.
+
+        Examples
+        --------
+        >>> layer = GRU(8, 16).eval()
+        >>> layer.parameters["bias_ih_l0"][:] = 0
+        Traceback (most recent call last):
+        ValueError: assignment destination is read-only
+        """
+        return self.train(False)
+
+    @property
+    def parameters(self) -> Mapping[str, FloatArray]:
+        """The live arrays by torch's names, to be changed in place in training mode."""
+        return MappingProxyType(self._parameters)
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Copy the parameters.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Copies by torch's names, in torch's order.
+        """
+        return {name: array.copy() for name, array in self._parameters.items()}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, ArrayLike], strict: bool = True
+    ) -> IncompatibleKeys:
+        """Copy parameters in, in either mode.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array or torch tensor
+            Parameters by torch's names, of any floating-point type and on any device.
+        strict : bool, default True
+            Whether missing and unexpected keys are errors.
+
+        Returns
+        -------
+        IncompatibleKeys
+            Missing and unexpected keys, for ``strict=False``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If anything does not fit; all of it is named, and the layer is as it was.
+
+        Examples
+        --------
+        >>> trained, deployed = GRU(8, 16), GRU(8, 16)
+        >>> deployed.load_state_dict(trained.state_dict())
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
+        >>> LSTM(8, 16, bias=False).load_state_dict({"weight_ih_l0": np.zeros((64, 7))})
+        Traceback (most recent call last):
+        ValueError: state_dict: missing weight_hh_l0; weight_ih_l0: expected (64, 8), got (64, 7)
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
+        keys = IncompatibleKeys(
+            [name for name in self._parameters if name not in state_dict],
+            [name for name in state_dict if name not in self._parameters],
+        )
+        problems = []
+        if strict and keys.missing_keys:
+            problems.append(f"missing {', '.join(keys.missing_keys)}")
+        if strict and keys.unexpected_keys:
+            problems.append(f"unexpected {', '.join(map(str, keys.unexpected_keys))}")
+        arrays = {}
+        for name, parameter in self._parameters.items():
+            if name in state_dict:
+                arrays[name] = functional.float_array(name, state_dict[name], self.dtype)
+                if arrays[name].shape != parameter.shape:
+                    problems.append(f"{name}: expected {parameter.shape}, got {arrays[name].shape}")
+        if problems:
+            raise ValueError(f"state_dict: {'; '.join(problems)}")
+        for name, array in arrays.items():
+            self._parameters[name].flags.writeable = True
+            self._parameters[name][...] = array
+        self.train(self._training)
+        return keys
+
+    def __repr__(self) -> str:
+        shown = [str(self.input_size), str(self.hidden_size)]
+        for name, default in self._DEFAULTS.items():
+            value = getattr(self, name, default)
+            if value != default:
+                shown.append(f"{name}={value!r}")
+        if self.dtype != np.float32:
+            shown.append(f"dtype={self.dtype.name!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_engine"], state["_step"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Copies, because an array that was pickled read-only can never be made writable.
+        self._parameters = self.state_dict()
+        self._engine = self._make_engine()
+        self._step = self._engine.step
+        self.train(self._training)
+
+
+class RNN(Recurrent[ndarray[Any, Any]]):
+    """Elman network: h_t = f(W_ih·x_t + b_ih + W_hh·h_{t-1} + b_hh).
+
+    Arguments, shapes and parameter names are those of ``torch.nn.RNN``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        As in `fastrnn.recurrent.Recurrent`.
+    nonlinearity : {"tanh", "relu", "sigmoid"}, default "tanh"
+        The function f.
+    merge, residual, seed, dtype, device
+        As in `fastrnn.recurrent.Recurrent`.
+    init : {"torch", "glorot", "he", "orthogonal", "identity"}, default "torch"
+        How parameters start. ``"identity"`` with ``nonlinearity="relu"`` is the IRNN of [1]_.
+
+    References
+    ----------
+    .. [1] Q. V. Le, N. Jaitly, G. E. Hinton. A simple way to initialize recurrent networks of
+           rectified linear units. arXiv:1504.00941, 2015.
+
+    Examples
+    --------
+    >>> layer = RNN(8, 16, nonlinearity="relu", init="identity")
+    >>> output, h = layer(np.zeros((5, 3, 8), np.float32))
+    >>> output.shape, h.shape
+    ((5, 3, 16), (1, 3, 16))
+    """
+
+    _INITS = (*Recurrent._INITS, "identity")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        merge: str = "concat",
+        residual: bool = False,
+        init: str = "torch",
+        seed: int | np.random.Generator | None = None,
+        dtype: DTypeLike = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.nonlinearity = functional.choice(
+            "nonlinearity", nonlinearity, ("tanh", "relu", "sigmoid")
+        )
+        super().__init__(
+            f"rnn_{nonlinearity}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            merge=merge,
+            residual=residual,
+            init=init,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+
+
+class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
+    """Long short-term memory [1]_ with forget gates [2]_.
+
+    With the gates i, f, g, o from W_ih·x_t + b_ih + W_hh·h_{t-1} + b_hh,
+    c_t = f * c_{t-1} + i * g and h_t = o * tanh(c_t). Arguments, shapes and parameter names are
+    those of ``torch.nn.LSTM``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        As in `fastrnn.recurrent.Recurrent`.
+    proj_size : int, default 0
+        Projected units P < H, 0 for no projection: h_t = W_hr·(o * tanh(c_t)) [3]_.
+    merge, residual, init, seed, dtype, device
+        As in `fastrnn.recurrent.Recurrent`.
+    peephole : bool, default False
+        Whether the gates see the cell [2]_: i and f see c_{t-1}, o sees c_t. Adds the parameters
+        ``weight_peep_l{k}`` (3, H), in the order i, f, o.
+    forget_bias : float, optional
+        Initial bias of the forget gates, whatever `init`; 1 helps to remember [4]_.
+
+    References
+    ----------
+    .. [1] S. Hochreiter, J. Schmidhuber. Long short-term memory. Neural Computation 9(8), 1997.
+    .. [2] F. A. Gers, N. N. Schraudolph, J. Schmidhuber. Learning precise timing with LSTM
+           recurrent networks. JMLR 3, 2002.
+    .. [3] H. Sak, A. Senior, F. Beaufays. Long short-term memory based recurrent neural network
+           architectures for large vocabulary speech recognition. arXiv:1402.1128, 2014.
+    .. [4] R. Jozefowicz, W. Zaremba, I. Sutskever. An empirical exploration of recurrent network
+           architectures. ICML 2015.
+
+    Examples
+    --------
+    >>> layer = LSTM(8, 16, num_layers=2, proj_size=4)
+    >>> output, (h, c) = layer(np.zeros((5, 3, 8), np.float32))
+    >>> output.shape, h.shape, c.shape
+    ((5, 3, 4), (2, 3, 4), (2, 3, 16))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        peephole: bool = False,
+        merge: str = "concat",
+        residual: bool = False,
+        init: str = "torch",
+        forget_bias: float | None = None,
+        seed: int | np.random.Generator | None = None,
+        dtype: DTypeLike = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.peephole = functional.boolean("peephole", peephole)
+        super().__init__(
+            "lstm_peephole" if peephole else "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            merge=merge,
+            residual=residual,
+            init=init,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        if forget_bias is not None:
+            forget_bias = functional.number("forget_bias", forget_bias)
+            if not self.bias:
+                raise ValueError(f"forget_bias: expected None for bias=False, got {forget_bias}")
+            initializers.set_forget_bias(self._parameters, self.hidden_size, forget_bias)
+
+
+class GRU(Recurrent[ndarray[Any, Any]]):
+    """Gated recurrent unit [1]_.
+
+    With the gates r, z from W_ih·x_t + b_ih + W_hh·h_{t-1} + b_hh, h_t = (1 - z) * n + z * h_{t-1},
+    where n = tanh(W_in·x_t + b_in + r * (W_hn·h_{t-1} + b_hn)). Arguments, shapes and parameter
+    names are those of ``torch.nn.GRU``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        As in `fastrnn.recurrent.Recurrent`.
+    merge, residual, init, seed, dtype, device
+        As in `fastrnn.recurrent.Recurrent`.
+    reset_after : bool, default True
+        Whether r acts after the product with W_hn, as in torch. False is the original unit,
+        n = tanh(W_in·x_t + b_in + W_hn·(r * h_{t-1}) + b_hn).
+
+    References
+    ----------
+    .. [1] K. Cho, B. van Merriënboer, C. Gulcehre, D. Bahdanau, F. Bougares, H. Schwenk, Y. Bengio.
+           Learning phrase representations using RNN encoder-decoder for statistical machine
+           translation. EMNLP 2014.
+
+    Examples
+    --------
+    >>> layer = GRU(8, 16, batch_first=True)
+    >>> output, h = layer(np.zeros((3, 5, 8), np.float32))
+    >>> output.shape, h.shape
+    ((3, 5, 16), (1, 3, 16))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        merge: str = "concat",
+        residual: bool = False,
+        init: str = "torch",
+        seed: int | np.random.Generator | None = None,
+        dtype: DTypeLike = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.reset_after = functional.boolean("reset_after", reset_after)
+        super().__init__(
+            "gru" if reset_after else "gru_reset_before",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            merge=merge,
+            residual=residual,
+            init=init,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
