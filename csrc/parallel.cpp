@@ -32,6 +32,20 @@ constexpr int spins_before_yield = 1000;
 // 20 us on a virtual machine, as much as a whole short sequence.
 constexpr int spins_before_sleep = 1000;
 
+// How long a call waits for workers to report before it goes on without them (about 50 us).
+constexpr int spins_for_joining = 2000;
+
+template <class Condition>
+void wait_until(const Condition& holds) {
+  for (int spins = 0; !holds();) {
+    if (++spins < spins_before_yield) {
+      pause();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
 // Physical cores among those that this process may run on, so that two threads never share one.
 int physical_cores() {
   cpu_set_t allowed;
@@ -77,9 +91,12 @@ std::atomic<int>& thread_setting() {
 // Workers live until the process ends; the pool is never destroyed, so a call that runs while the
 // interpreter shuts down finds it whole.
 struct Pool {
+  enum State : std::uint32_t { idle, offered, joined, running, released };
+
   struct alignas(64) Worker {
-    std::atomic<std::uint32_t> started{0};
-    std::atomic<std::uint32_t> finished{0};
+    std::atomic<std::uint32_t> offers{0};  // what the worker sleeps on
+    std::atomic<std::uint32_t> state{idle};
+    int thread = 0;  // its number in the team
   };
 
   std::mutex in_use;
@@ -90,9 +107,8 @@ struct Pool {
   void grow(int count) {
     while (static_cast<int>(workers.size()) < count) {
       workers.push_back(std::make_unique<Worker>());
-      const int thread = static_cast<int>(workers.size());
       try {
-        std::thread(&Pool::serve, this, workers.back().get(), thread).detach();
+        std::thread(&Pool::serve, this, workers.back().get()).detach();
       } catch (...) {
         workers.pop_back();
         return;  // no more threads to be had: a smaller team does the same work
@@ -100,15 +116,20 @@ struct Pool {
     }
   }
 
-  void serve(Worker* worker, int thread) {
-    for (std::uint32_t done = 0;;) {
+  // An offer is taken by offered -> joined, withdrawn by offered -> idle: whoever exchanges first.
+  void serve(Worker* worker) {
+    for (std::uint32_t seen = 0;;) {
       for (int i = 0; i < spins_before_sleep; ++i) {
-        if (worker->started.load(std::memory_order_acquire) != done) break;
+        if (worker->offers.load(std::memory_order_acquire) != seen) break;
         pause();
       }
-      worker->started.wait(done, std::memory_order_acquire);
-      call(work, thread);
-      worker->finished.store(++done, std::memory_order_release);
+      worker->offers.wait(seen, std::memory_order_acquire);
+      seen = worker->offers.load(std::memory_order_acquire);
+      std::uint32_t state = offered;
+      if (!worker->state.compare_exchange_strong(state, joined)) continue;
+      wait_until([&] { return worker->state.load(std::memory_order_acquire) != joined; });
+      if (worker->state.load(std::memory_order_relaxed) == running) call(work, worker->thread);
+      worker->state.store(idle, std::memory_order_release);
     }
   }
 };
@@ -145,51 +166,65 @@ void Barrier::wait(int thread) {
   const std::uint32_t epoch = flags_[thread].epoch.load(std::memory_order_relaxed) + 1;
   flags_[thread].epoch.store(epoch, std::memory_order_release);
   for (int other = 0; other < threads_; ++other) {
-    int spins = 0;
     // Signed distance: another thread may already be one epoch ahead.
-    while (static_cast<std::int32_t>(flags_[other].epoch.load(std::memory_order_acquire) - epoch) < 0) {
-      if (++spins < spins_before_yield) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
+    wait_until([&] {
+      const std::uint32_t theirs = flags_[other].epoch.load(std::memory_order_acquire);
+      return static_cast<std::int32_t>(theirs - epoch) >= 0;
+    });
   }
 }
 
-Team::Team(int wanted) : size_(1) {
+Team::Team(int wanted) {
   if (wanted <= 1) return;
   Pool& candidate = pool();
   if (!candidate.in_use.try_lock()) return;
   pool_ = &candidate;
   pool_->grow(wanted - 1);
-  size_ = std::min<int>(wanted, static_cast<int>(pool_->workers.size()) + 1);
+  const auto offers = std::min(pool_->workers.size(), static_cast<std::size_t>(wanted - 1));
+  for (std::size_t i = 0; i < offers; ++i) {
+    Pool::Worker& worker = *pool_->workers[i];
+    worker.state.store(Pool::offered, std::memory_order_relaxed);
+    worker.offers.fetch_add(1, std::memory_order_release);
+    worker.offers.notify_one();
+  }
+  int spins = 0;
+  for (std::size_t i = 0; i < offers; ++i) {
+    Pool::Worker& worker = *pool_->workers[i];
+    while (worker.state.load(std::memory_order_acquire) == Pool::offered &&
+           ++spins < spins_for_joining) {
+      pause();
+    }
+    std::uint32_t state = Pool::offered;
+    if (!worker.state.compare_exchange_strong(state, Pool::idle)) worker.thread = size_++;
+  }
 }
 
 Team::~Team() {
-  if (pool_) pool_->in_use.unlock();
+  if (!pool_) return;
+  if (size_ > 1) dismiss();
+  pool_->in_use.unlock();
 }
 
 void Team::run_erased(void (*call)(const void*, int), const void* work) {
   if (size_ > 1) {
     pool_->call = call;
     pool_->work = work;
-    for (int i = 0; i < size_ - 1; ++i) {
-      pool_->workers[i]->started.fetch_add(1, std::memory_order_release);
-      pool_->workers[i]->started.notify_one();
+    for (const auto& worker : pool_->workers) {
+      if (worker->state.load(std::memory_order_relaxed) == Pool::joined) {
+        worker->state.store(Pool::running, std::memory_order_release);
+      }
     }
   }
   call(work, 0);
-  for (int i = 0; i < size_ - 1; ++i) {
-    const Pool::Worker& worker = *pool_->workers[i];
-    const std::uint32_t target = worker.started.load(std::memory_order_relaxed);
-    for (int spins = 0; worker.finished.load(std::memory_order_acquire) != target; ++spins) {
-      if (spins < spins_before_yield) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
+  if (size_ > 1) dismiss();
+}
+
+// Releases members that were never given work; waits for those that were.
+void Team::dismiss() {
+  for (const auto& worker : pool_->workers) {
+    std::uint32_t state = Pool::joined;
+    worker->state.compare_exchange_strong(state, Pool::released);
+    wait_until([&] { return worker->state.load(std::memory_order_acquire) == Pool::idle; });
   }
 }
 

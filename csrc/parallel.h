@@ -27,8 +27,9 @@ class Barrier {
   std::unique_ptr<Flag[]> flags_;
 };
 
-// Threads lent to one call. Only one team exists at a time: where another call holds the workers,
-// the team has one member, which changes the time and never a bit of the result.
+// Threads lent to one call. A worker that does not report in time (its core is busy with something
+// else, or another call holds the workers) is left out: a smaller team takes longer and never changes
+// a bit of the result, where waiting at every step for a thread without a core would take forever.
 class Team {
  public:
   explicit Team(int wanted);
@@ -38,7 +39,8 @@ class Team {
 
   int size() const { return size_; }
 
-  // One parallel region: work(thread) for every thread in [0, size()); returns when all are done.
+  // The one parallel region of this team: work(thread) for every thread in [0, size()); returns when
+  // all are done. To be called at most once.
   template <class Work>
   void run(const Work& work) {
     run_erased([](const void* w, int thread) { (*static_cast<const Work*>(w))(thread); }, &work);
@@ -46,8 +48,9 @@ class Team {
 
  private:
   void run_erased(void (*call)(const void*, int), const void* work);
+  void dismiss();
 
-  int size_;
+  int size_ = 1;
   struct Pool* pool_ = nullptr;
 };
 
