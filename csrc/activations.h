@@ -35,7 +35,7 @@ struct Exponential<float> {
   static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float lowest = -104.0f;           // exp rounds to 0 below
   static constexpr float highest = 89.0f;            // exp rounds to infinity above
-  static constexpr float tanh_lowest = -40.0f;       // tanh(x) rounds to +-1 for -2|x| below
+  static constexpr float saturation = 40.0f;         // 1 + e^-x rounds to 1 above
   // (e^r - 1 - r) / r^2 on |r| <= ln2 / 2, Chebyshev interpolation; error of e^r 0.17 * 2^-24.
   static constexpr int degree = 4;
   static constexpr float coefficient[degree + 1] = {0.5f, 0.166665769538f, 0.0416665545723f,
@@ -50,7 +50,7 @@ struct Exponential<double> {
   static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double lowest = -746.0;
   static constexpr double highest = 710.0;
-  static constexpr double tanh_lowest = -80.0;
+  static constexpr double saturation = 80.0;
   static constexpr int degree = 10;  // error of e^r 0.002 * 2^-53
   static constexpr double coefficient[degree + 1] = {
       0.5,
@@ -78,16 +78,6 @@ FASTRNN_HD inline T multiply_add(T a, T b, T c) {
   return std::fma(a, b, c);
 }
 
-template <class T>
-FASTRNN_HD inline T absolute(T x) {
-  return std::fabs(x);
-}
-
-template <class T>
-FASTRNN_HD inline T copy_sign(T magnitude, T sign) {
-  return std::copysign(magnitude, sign);
-}
-
 // max and min return x when x is NaN, so that NaN propagates.
 template <class T>
 FASTRNN_HD inline T maximum(T bound, T x) {
@@ -99,64 +89,56 @@ FASTRNN_HD inline T minimum(T bound, T x) {
   return x > bound ? bound : x;
 }
 
-template <class T>
-FASTRNN_HD inline T select_negative(T x, T if_negative, T otherwise) {
-  return x < T(0) ? if_negative : otherwise;
-}
-
 // x * 2^n with one rounding; n holds an integer.
 template <class T>
 FASTRNN_HD inline T scale_by_power(T x, T n) {
   return std::ldexp(x, static_cast<int>(n));
 }
 
-// numerator / denominator with denominator in [1, 2].
-template <class T>
-FASTRNN_HD inline T divide(T numerator, T denominator) {
-  return numerator / denominator;
-}
-
-// e^r - 1 for x = n ln2 + r with |r| <= ln2 / 2.
+// x = n ln2 + r with |r| <= ln2 / 2; returns r and the polynomial p of e^r = 1 + r + r^2 p.
 template <class V>
-FASTRNN_HD inline V reduced_expm1(V x, V& n) {
-  using T = typename LaneOf<V>::type;
-  using E = Exponential<T>;
+FASTRNN_HD inline V reduce(V x, V& n, V& p) {
+  using E = Exponential<typename LaneOf<V>::type>;
   n = multiply_add(x, V(E::log2e), V(E::round_magic)) - V(E::round_magic);
   V r = multiply_add(n, V(-E::ln2_high), x);
   r = multiply_add(n, V(-E::ln2_low), r);
-  V p = V(E::coefficient[E::degree]);
+  p = V(E::coefficient[E::degree]);
 #pragma GCC unroll 16
   for (int i = E::degree - 1; i >= 0; --i) p = multiply_add(p, r, V(E::coefficient[i]));
-  return multiply_add(p, r * r, r);
+  return r;
+}
+
+// e^x for x in [lowest, highest].
+template <class V>
+FASTRNN_HD inline V bounded_exponential(V x) {
+  V n, p;
+  V r = reduce(x, n, p);
+  return scale_by_power(multiply_add(multiply_add(p, r, V(1)), r, V(1)), n);
 }
 
 template <class V>
 FASTRNN_HD inline V exponential(V x) {
   using E = Exponential<typename LaneOf<V>::type>;
-  V n;
-  V q = reduced_expm1(minimum(V(E::highest), maximum(V(E::lowest), x)), n);
-  return scale_by_power(q + V(1), n);
+  return bounded_exponential(minimum(V(E::highest), maximum(V(E::lowest), x)));
 }
 
-// 1 / (1 + e^-x), from e^-|x| <= 1 so that neither side overflows and a tiny result keeps its bits.
+// e^x / (1 + e^x): a tiny result keeps its bits, and from `saturation` on the quotient is 1.
 template <class V>
 FASTRNN_HD inline V sigmoid(V x) {
   using E = Exponential<typename LaneOf<V>::type>;
-  V n;
-  V q = reduced_expm1(maximum(V(E::lowest), -absolute(x)), n);
-  V e = scale_by_power(q + V(1), n);
-  return divide(select_negative(x, e, V(1)), e + V(1));
+  V e = bounded_exponential(minimum(V(E::saturation), maximum(V(E::lowest), x)));
+  return e / (e + V(1));
 }
 
-// With t = e^(-2|x|) - 1 in (-1, 0]: tanh |x| = -t / (t + 2). t is formed without cancellation.
+// With t = e^(2x) - 1: tanh x = t / (t + 2). t is formed without cancellation.
 template <class V>
 FASTRNN_HD inline V hyperbolic_tangent(V x) {
   using E = Exponential<typename LaneOf<V>::type>;
-  V n;
-  V q = reduced_expm1(maximum(V(E::tanh_lowest), absolute(x) * V(-2)), n);
+  V n, p;
+  V r = reduce(minimum(V(E::saturation), maximum(V(-E::saturation), x + x)), n, p);
   V power = scale_by_power(V(1), n);
-  V t = multiply_add(power, q, power - V(1));
-  return copy_sign(divide(-t, t + V(2)), x);
+  V t = multiply_add(power, multiply_add(p, r * r, r), power - V(1));
+  return t / (t + V(2));
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

@@ -28,7 +28,8 @@ namespace {
 std::string describe(const py::array& array) {
   std::string text = "(";
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-    text += (i ? ", " : "") + std::to_string(array.shape(i));
+    if (i) text += ", ";
+    text += std::to_string(array.shape(i));
   }
   return text + (array.ndim() == 1 ? ",) " : ") ") + py::str(array.dtype()).cast<std::string>();
 }
@@ -231,8 +232,9 @@ class TypedEngine final : public Engine {
     Held held;
     if (state.is_none()) return held;
     if (!config_.has_cell_state()) {
-      held.h = as_array("h_0", state);
-      call.h0 = state_view("h_0", held.h, config_.state_size(), batched, call.batch);
+      if (PyTuple_Check(state.ptr())) throw py::type_error("state: expected one array h_0, got tuple");
+      held.h = as_array("state (h_0)", state);
+      call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
       return held;
     }
     const bool pair = PyTuple_Check(state.ptr()) || PyList_Check(state.ptr());
@@ -241,10 +243,10 @@ class TypedEngine final : public Engine {
                            (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items"
                                  : py::str(py::type::of(state).attr("__name__")).cast<std::string>()));
     }
-    held.h = as_array("h_0", PySequence_Fast_GET_ITEM(state.ptr(), 0));
-    held.c = as_array("c_0", PySequence_Fast_GET_ITEM(state.ptr(), 1));
-    call.h0 = state_view("h_0", held.h, config_.state_size(), batched, call.batch);
-    call.c0 = state_view("c_0", held.c, config_.hidden_size, batched, call.batch);
+    held.h = as_array("state (h_0)", PySequence_Fast_GET_ITEM(state.ptr(), 0));
+    held.c = as_array("state (c_0)", PySequence_Fast_GET_ITEM(state.ptr(), 1));
+    call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
+    call.c0 = state_view("state (c_0)", held.c, config_.hidden_size, batched, call.batch);
     return held;
   }
 

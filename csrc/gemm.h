@@ -90,9 +90,11 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
   const std::int64_t height = rows / tiles, taller = rows % tiles;
   const std::int64_t tallest = height + (taller > 0);
-  // Few rows do not fill the registers (nor hide the latency of a multiply-add): take more panels.
+  // Few rows do not fill the registers: take several panels at once. A single row is bound by the
+  // stream of weights, and wants no more streams than hide the latency of a multiply-add.
+  const std::int64_t wanted = tallest == 1 ? accumulators / 2 : accumulators;
   int together = 8;
-  while (together > 1 && tallest * together * G > accumulators) together /= 2;
+  while (together > 1 && tallest * together * G > wanted) together /= 2;
 
   for (std::int64_t done = 0; done < panels;) {
     std::int64_t count = together;

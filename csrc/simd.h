@@ -118,46 +118,43 @@ FASTRNN_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 }
 #endif
 
-template <class T>
-FASTRNN_INLINE Vec<T> select(typename Vec<T>::RawInteger mask, Vec<T> a, Vec<T> b) {
-  return Vec<T>(mask ? a.raw : b.raw);
+// Of the x86 instructions max and min the second operand is the result where either is NaN.
+#if defined(__AVX512F__)
+FASTRNN_INLINE Vec<float> maximum(Vec<float> bound, Vec<float> x) {
+  return Vec<float>(_mm512_maskz_max_ps(static_cast<__mmask16>(-1), bound.raw, x.raw));
 }
-
+FASTRNN_INLINE Vec<float> minimum(Vec<float> bound, Vec<float> x) {
+  return Vec<float>(_mm512_maskz_min_ps(static_cast<__mmask16>(-1), bound.raw, x.raw));
+}
+FASTRNN_INLINE Vec<double> maximum(Vec<double> bound, Vec<double> x) {
+  return Vec<double>(_mm512_maskz_max_pd(static_cast<__mmask8>(-1), bound.raw, x.raw));
+}
+FASTRNN_INLINE Vec<double> minimum(Vec<double> bound, Vec<double> x) {
+  return Vec<double>(_mm512_maskz_min_pd(static_cast<__mmask8>(-1), bound.raw, x.raw));
+}
+#elif defined(__AVX2__)
+FASTRNN_INLINE Vec<float> maximum(Vec<float> bound, Vec<float> x) {
+  return Vec<float>(_mm256_max_ps(bound.raw, x.raw));
+}
+FASTRNN_INLINE Vec<float> minimum(Vec<float> bound, Vec<float> x) {
+  return Vec<float>(_mm256_min_ps(bound.raw, x.raw));
+}
+FASTRNN_INLINE Vec<double> maximum(Vec<double> bound, Vec<double> x) {
+  return Vec<double>(_mm256_max_pd(bound.raw, x.raw));
+}
+FASTRNN_INLINE Vec<double> minimum(Vec<double> bound, Vec<double> x) {
+  return Vec<double>(_mm256_min_pd(bound.raw, x.raw));
+}
+#else
 template <class T>
 FASTRNN_INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) {
-  return select<T>(x.raw < bound.raw, bound, x);
+  return x.raw < bound.raw ? bound.raw : x.raw;
 }
-
 template <class T>
 FASTRNN_INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) {
-  return select<T>(x.raw > bound.raw, bound, x);
+  return x.raw > bound.raw ? bound.raw : x.raw;
 }
-
-template <class T>
-FASTRNN_INLINE Vec<T> select_negative(Vec<T> x, Vec<T> if_negative, Vec<T> otherwise) {
-  return select<T>(x.raw < Vec<T>(T(0)).raw, if_negative, otherwise);
-}
-
-template <class T>
-FASTRNN_INLINE typename Vec<T>::RawInteger bits(Vec<T> x) {
-  return reinterpret_cast<typename Vec<T>::RawInteger>(x.raw);
-}
-
-template <class T>
-FASTRNN_INLINE Vec<T> from_bits(typename Vec<T>::RawInteger x) {
-  return Vec<T>(reinterpret_cast<typename Vec<T>::Raw>(x));
-}
-
-template <class T>
-FASTRNN_INLINE Vec<T> absolute(Vec<T> x) {
-  return from_bits<T>(bits(x) & ~bits(Vec<T>(T(-0.0))));
-}
-
-template <class T>
-FASTRNN_INLINE Vec<T> copy_sign(Vec<T> magnitude, Vec<T> sign) {
-  auto mask = bits(Vec<T>(T(-0.0)));
-  return from_bits<T>((bits(magnitude) & ~mask) | (bits(sign) & mask));
-}
+#endif
 
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) {
@@ -171,27 +168,15 @@ FASTRNN_INLINE Vec<double> scale_by_power(Vec<double> x, Vec<double> n) {
 template <class T>
 FASTRNN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n) {
   using R = Register<T>;
-  Vec<T> magic(Exponential<T>::round_magic);
-  auto exponent = bits(n + magic) - bits(magic);
-  auto half = exponent >> 1;
-  auto first = from_bits<T>((half + R::exponent_bias) << R::mantissa_bits);
-  auto second = from_bits<T>((exponent - half + R::exponent_bias) << R::mantissa_bits);
-  return x * first * second;
-}
-#endif
-
-template <class T>
-FASTRNN_INLINE Vec<T> divide(Vec<T> numerator, Vec<T> denominator) {
-  return numerator / denominator;
-}
-#if defined(__AVX512F__)
-// Newton on the 14-bit reciprocal, then one correction of the quotient: the divider is left idle,
-// which is cheaper here than waiting for it (bench/activations.cpp).
-FASTRNN_INLINE Vec<float> divide(Vec<float> numerator, Vec<float> denominator) {
-  Vec<float> y(_mm512_maskz_rcp14_ps(static_cast<__mmask16>(-1), denominator.raw));
-  y = multiply_add(multiply_add(-denominator, y, Vec<float>(1.0f)), y, y);
-  Vec<float> q = numerator * y;
-  return multiply_add(multiply_add(-denominator, q, numerator), y, q);
+  using RawInteger = typename R::RawInteger;
+  const Vec<T> magic(Exponential<T>::round_magic);
+  const RawInteger exponent =
+      reinterpret_cast<RawInteger>((n + magic).raw) - reinterpret_cast<RawInteger>(magic.raw);
+  const RawInteger half = exponent >> 1;
+  const RawInteger first = (half + R::exponent_bias) << R::mantissa_bits;
+  const RawInteger second = (exponent - half + R::exponent_bias) << R::mantissa_bits;
+  return x.raw * reinterpret_cast<typename R::Raw>(first) *
+         reinterpret_cast<typename R::Raw>(second);
 }
 #endif
 

@@ -6,16 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity import (
-    CELLS,
-    Array,
-    arrays,
-    assert_close,
-    draw_state,
-    make_layer,
-    oracle,
-    tolerance,
-)
+from parity import CELLS, Array, arrays, assert_close, draw_state, make_layer, oracle, tolerance
 
 Rng = np.random.Generator
 

@@ -11,7 +11,7 @@ from fastrnn.bench import cli
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments`, by default the process's own, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="fastrnn", description="Recurrent networks on NumPy arrays.")
+    parser = argparse.ArgumentParser(prog="fastrnn", description=fastrnn.__doc__)
     parser.add_argument("--version", action="version", version=fastrnn.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     bench = commands.add_parser(

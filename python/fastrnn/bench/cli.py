@@ -17,8 +17,8 @@ from fastrnn.bench.results import Run
 from fastrnn.bench.suites import DTYPES, GATES, SUITES, Shape
 
 DESCRIPTION = (
-    "Compare the forward pass with every engine that is installed: check that the outputs agree, then "
-    "time them in interleaved rounds, with the same weights and the same number of threads."
+    "Compare the forward pass with every engine that is installed: check that the outputs agree, "
+    "then time them in interleaved rounds, with the same weights and the same number of threads."
 )
 
 _SIZES = {"T": "steps", "B": "batch", "I": "inputs (default: H)", "H": "hidden units"}
@@ -27,7 +27,7 @@ _EXTRA = "pip install 'fastrnn[bench]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark with `arguments`, by default the process's own, and return its exit code."""
+    """Run the benchmark with `arguments`, by default the process's own; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fastrnn.bench", description=DESCRIPTION)
     add_arguments(parser)
     return run(parser, parser.parse_args(arguments))
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     shapes = parser.add_argument_group(
         "shapes",
-        "With --suite: those of its shapes that match --cell, --T, --B, --I and --H. Without: every "
-        "combination of the given values. T = 1 is measured through step.",
+        "With --suite: those of its shapes that match --cell, --T, --B, --I and --H. Without: "
+        "every combination of the given values. T = 1 is measured through step.",
     )
     shapes.add_argument("--suite", choices=SUITES, help="quick, if nothing else is given")
     shapes.add_argument("--cell", choices=GATES, nargs="+", action="extend")
@@ -74,14 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=_positive_float,
         metavar="S",
-        default=0.25,
+        default=0.15,
         help="to spend on each engine and shape (default: %(default)s)",
     )
     method.add_argument(
         "--repeats",
         type=_positive_int,
         metavar="N",
-        default=7,
+        default=5,
         help="rounds in which to spend them (default: %(default)s)",
     )
 
@@ -112,7 +112,7 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def select_shapes(options: argparse.Namespace) -> list[Shape]:
-    """The suite's shapes that match the options, or every combination of the options."""
+    """Return the suite's shapes that match, or every combination of the given values."""
     given = {name: getattr(options, name) for name in ("cell", *_SIZES)}
     if options.suite or not any(given.values()):
         shapes = [
@@ -123,7 +123,7 @@ def select_shapes(options: argparse.Namespace) -> list[Shape]:
     else:
         shapes = [
             Shape(cell, T=T, B=B, I=I or H, H=H)
-            for cell, B, T, H, I in itertools.product(
+            for cell, B, T, H, I in itertools.product(  # noqa: E741
                 options.cell or GATES,
                 options.B or [1],
                 options.T or [100],
@@ -132,9 +132,7 @@ def select_shapes(options: argparse.Namespace) -> list[Shape]:
             )
         ]
     return [
-        dataclasses.replace(
-            shape, layers=layers, bidirectional=options.bidirectional, dtype=dtype
-        )
+        dataclasses.replace(shape, layers=layers, bidirectional=options.bidirectional, dtype=dtype)
         for dtype in options.dtype or ["float32"]
         for layers in options.layers or [1]
         for shape in shapes
@@ -154,7 +152,7 @@ def _select_peers(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[Run, int]:
-    """A new run, as far as it came, and the exit code."""
+    """Return a new run, as far as it came, and the exit code."""
     peers = _select_peers(parser, options)
     shapes = select_shapes(options)
     if not shapes:
@@ -170,7 +168,7 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tu
     except KeyboardInterrupt:
         current.notes.append("Interrupted: the shapes that followed were not measured.")
         return current, 130
-    except runner.Disagreement as error:
+    except runner.DisagreementError as error:
         print(f"error: {error}", file=sys.stderr)
         return current, 1
     return current, 0

@@ -15,7 +15,7 @@ from fastrnn.bench.peers import PEERS
 
 
 def describe(threads: int, peers: Sequence[str]) -> dict[str, Any]:
-    """What someone else needs to know to repeat the run."""
+    """Collect what someone else needs to know to repeat the run."""
     packages = {"numpy", *(package for peer in peers for package in PEERS[peer].requires)}
     return {
         "config": functional.config(),
@@ -30,7 +30,7 @@ def describe(threads: int, peers: Sequence[str]) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -41,7 +41,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> float:
-    """Physical memory; infinite where the system does not tell."""
+    """Return the size of the memory; infinite where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

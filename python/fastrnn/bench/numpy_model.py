@@ -1,4 +1,4 @@
-"""The NumPy peer's forward pass: what one would write without a library, vectorised over the batch."""
+"""The NumPy peer's forward pass: what one would write by hand, vectorised over the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastrnn.bench.problem import STATES, Array, Problem
 
 
 def forward(problem: Problem) -> list[Array]:
-    """Output, h and (LSTM) c of all layers and directions, as torch.nn lays them out."""
+    """Return output, h and (LSTM) c of all layers and directions, as torch.nn lays them out."""
     shape = problem.shape
     finals: list[list[Array]] = []
     output = problem.x[None] if shape.step else problem.x

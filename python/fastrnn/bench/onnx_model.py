@@ -5,6 +5,8 @@ ONNX stores W (D, G·H, I), R (D, G·H, H) and B (D, 2·G·H), and returns Y (T,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastrnn.bench.problem import STATES, Array, Problem
@@ -13,12 +15,12 @@ from fastrnn.bench.suites import GATES, Shape
 GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 """Where ONNX's gates (i, o, f, c; z, r, h) are in torch's order (i, f, g, o; r, z, n)."""
 
-# Old enough for every ONNX Runtime that installs today; the recurrent operators are those of opset 14.
+# Old enough for every ONNX Runtime that installs today; the operators are those of opset 14.
 _OPSET, _IR_VERSION = 17, 8
 
 
 def build(problem: Problem) -> bytes:
-    """The serialised model, with the initial state as inputs only where the problem has one."""
+    """Serialise the model; the initial state is an input only where the problem has one."""
     from onnx import TensorProto, helper, numpy_helper
 
     shape = problem.shape
@@ -31,10 +33,10 @@ def build(problem: Problem) -> bytes:
         arrays = _layer_weights(problem, layer)
         weights += [numpy_helper.from_array(a, n) for a, n in zip(arrays, names, strict=True)]
         initial = [] if problem.state is None else [f"initial_{kind}_{layer}" for kind in kinds]
-        inputs |= {name: (1, shape.B, shape.H) for name in initial}
+        inputs |= dict.fromkeys(initial, (1, shape.B, shape.H))
         sequence = "" if shape.step else f"Y_{layer}"
         final = [f"{kind}_{layer}" for kind in kinds]
-        attributes = {"hidden_size": shape.H}
+        attributes: dict[str, Any] = {"hidden_size": shape.H}
         if shape.bidirectional:
             attributes["direction"] = "bidirectional"
         if shape.cell == "gru":
@@ -80,7 +82,7 @@ def build(problem: Problem) -> bytes:
 
 
 def feeds(problem: Problem) -> dict[str, Array]:
-    """The session's inputs."""
+    """Name the session's inputs."""
     if problem.state is None:
         return {"x": problem.x}
     named = {"x": problem.x[None]}
@@ -91,7 +93,7 @@ def feeds(problem: Problem) -> dict[str, Array]:
 
 
 def arrays(shape: Shape, outputs: list[Array]) -> list[Array]:
-    """The session's outputs as output, h and (LSTM) c in torch.nn's layout."""
+    """Turn the session's outputs into output, h and (LSTM) c in torch.nn's layout."""
     kinds = len(STATES[shape.cell])
     finals = outputs[-kinds * shape.layers :]
     states = [np.concatenate(finals[kind::kinds]) for kind in range(kinds)]

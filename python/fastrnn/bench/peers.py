@@ -1,18 +1,19 @@
 """What is compared: one small class for each engine that can run a `Problem`.
 
-Every engine gets the same weights and the same input, and what it computes can be brought into one common
-form, so that the outputs are compared before anything is timed. Each is called in the fastest way that
-takes arrays and returns new ones.
+Every engine gets the same weights and the same input, and what it computes can be brought into one
+common form, so that the outputs are compared before anything is timed. Each is called in the
+fastest way that takes arrays and returns new ones.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,8 +34,8 @@ class Candidate:
     call : callable
         Runs the problem once.
     arrays : callable
-        Turns what ``call`` returns into output, h and (LSTM) c, in the shapes of torch.nn; the output of
-        a single step is (B, H). Not timed.
+        Turns what ``call`` returns into output, h and (LSTM) c, in the shapes of torch.nn; the
+        output of a single step is (B, H). Not timed.
     context : callable
         Makes the context that the calls run in; entered once for many calls.
     """
@@ -50,32 +51,33 @@ class Candidate:
             return self.arrays(self.call())
 
 
-class Peer(Protocol):
-    """An engine, set to a number of threads when it is made."""
+class Peer(ABC):
+    """An engine that runs problems with a number of threads."""
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
 
-    def __init__(self, threads: int) -> None: ...
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
 
     def unsupported(self, shape: Shape) -> str | None:
-        """Why it cannot run this shape, or None."""
+        """Return why it cannot run this shape, or None."""
+        return None
 
+    @abstractmethod
     def candidate(self, problem: Problem) -> Candidate:
-        """The problem in the engine's own form, ready to be timed."""
+        """Bring the problem into the engine's own form, ready to be timed."""
 
 
-class FastRNN:
-    """This package: a layer in evaluation mode, through ``step`` where T = 1."""
+class FastRNN(Peer):
+    """The layer of this package in evaluation mode, through ``step`` where T = 1."""
 
     name = "fastrnn"
     requires = ()
 
     def __init__(self, threads: int) -> None:
+        super().__init__(threads)
         fastrnn.set_num_threads(threads)
-
-    def unsupported(self, shape: Shape) -> str | None:
-        return None
 
     def candidate(self, problem: Problem) -> Candidate:
         layer = new_layer(problem.shape)
@@ -88,17 +90,11 @@ class FastRNN:
         return Candidate(self.name, call, _flat)
 
 
-class NumPy:
+class NumPy(Peer):
     """Plain NumPy: one matrix product for all inputs, then one in each step."""
 
     name = "numpy"
     requires = ("numpy",)
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-
-    def unsupported(self, shape: Shape) -> str | None:
-        return None
 
     def candidate(self, problem: Problem) -> Candidate:
         return Candidate(self.name, partial(numpy_model.forward, problem), list, self._blas_threads)
@@ -113,7 +109,7 @@ class NumPy:
         return limits
 
 
-class Torch:
+class Torch(Peer):
     """torch.nn in evaluation and inference mode."""
 
     name = "torch"
@@ -122,10 +118,8 @@ class Torch:
     def __init__(self, threads: int) -> None:
         import torch
 
+        super().__init__(threads)
         torch.set_num_threads(threads)
-
-    def unsupported(self, shape: Shape) -> str | None:
-        return None
 
     def candidate(self, problem: Problem) -> Candidate:
         import torch
@@ -137,12 +131,12 @@ class Torch:
         x = torch.from_numpy(problem.x)
         state = [torch.from_numpy(part) for part in problem.state or ()]
         if shape.step and shape.layers == 1:
-            # nn.LSTMCell needs a quarter of nn.LSTM's time for one step (a twentieth at H = 512, where
-            # nn.LSTM reorders the weights for oneDNN in every call).
+            # nn.LSTMCell needs a quarter of nn.LSTM's time for one step (a twentieth at H = 512,
+            # where nn.LSTM reorders the weights for oneDNN in every call).
             module = getattr(torch.nn, f"{layer_class}Cell")(shape.I, shape.H, dtype=dtype)
             weights = {name.removesuffix("_l0"): value for name, value in weights.items()}
             call = partial(module, x, _as_state([part[0] for part in state]))
-            arrays = _cell_arrays
+            arrays: Callable[[Any], list[Array]] = _cell_arrays
         else:
             module = getattr(torch.nn, layer_class)(
                 shape.I, shape.H, shape.layers, bidirectional=shape.bidirectional, dtype=dtype
@@ -154,18 +148,15 @@ class Torch:
         return Candidate(self.name, call, arrays, torch.inference_mode)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Peer):
     """ONNX Runtime's operators in a prepared sequential session.
 
-    Its threads spin between calls, which is the default and makes it faster. The output stays in ONNX's
-    layout (T, directions, B, H).
+    Its threads spin between calls, which is the default and makes it faster. The output stays in
+    ONNX's layout (T, directions, B, H).
     """
 
     name = "onnxruntime"
     requires = ("onnx", "onnxruntime")
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
 
     def unsupported(self, shape: Shape) -> str | None:
         return None if shape.dtype == "float32" else "its recurrent operators are float32 only"
@@ -189,7 +180,7 @@ PEERS: dict[str, type[Peer]] = {"numpy": NumPy, "torch": Torch, "onnxruntime": O
 
 
 def missing_package(peer: str) -> str | None:
-    """The first package that a peer needs and that is not installed, or None."""
+    """Return the first package that a peer needs and that is not installed, or None."""
     for package in PEERS[peer].requires:
         if importlib.util.find_spec(package) is None:
             return package
@@ -197,7 +188,7 @@ def missing_package(peer: str) -> str | None:
 
 
 def _as_state(parts: Sequence[Any]) -> Any:
-    """h alone, or (h, c)."""
+    """Return h alone, or (h, c)."""
     return tuple(parts) if len(parts) == 2 else parts[0]
 
 

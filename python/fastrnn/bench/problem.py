@@ -40,7 +40,7 @@ class Problem:
 
     @classmethod
     def create(cls, shape: Shape) -> Problem:
-        """The weights of a new layer, and a random input that is the same in every run."""
+        """Take the weights of a new layer and a random input, the same in every run."""
         generator = np.random.default_rng(0)
         weights = new_layer(shape).state_dict()
         x = generator.standard_normal((shape.T, shape.B, shape.I)).astype(shape.dtype)
@@ -55,7 +55,7 @@ class Problem:
 
 
 def new_layer(shape: Shape) -> Any:
-    """A `fastrnn` layer of this shape, with the same weights in every run."""
+    """Make a `fastrnn` layer of this shape, with the same weights in every run."""
     return getattr(fastrnn, shape.cell.upper())(
         shape.I,
         shape.H,
@@ -67,10 +67,8 @@ def new_layer(shape: Shape) -> Any:
 
 
 def scaled_error(actual: Sequence[Array], expected: Sequence[Array]) -> float:
-    """Largest difference, relative to the largest value of each array; inf if shapes differ."""
+    """Return the largest difference relative to its array's largest value; inf if shapes differ."""
     if [a.shape for a in actual] != [b.shape for b in expected]:
         return float("inf")
-    errors = [
-        np.abs(a - b).max() / np.abs(b).max() for a, b in zip(actual, expected, strict=True)
-    ]
+    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(actual, expected, strict=True)]
     return float(np.max(errors))

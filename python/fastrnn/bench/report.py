@@ -14,7 +14,7 @@ from fastrnn.bench.suites import Shape
 
 
 def heading(environment: dict[str, Any]) -> str:
-    """Which software ran where."""
+    """Say which software ran where."""
     config = environment["config"]
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     return (
@@ -40,7 +40,7 @@ class Table:
         label = max((len(shape.label) for shape in shapes), default=0)
         titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s", "peak", "roof"]
         widths = [4, label, *(max(9, len(engine)) for engine in self._engines)]
-        widths += [4, 18, 6, 7, 5, 5]
+        widths += [4, 21, 6, 7, 5, 5]
         self._titles = [(title, width) for title, width in zip(titles, widths, strict=True)]
 
     def head(self) -> str:
@@ -54,7 +54,7 @@ class Table:
     def row(self, result: Result) -> str:
         """One measured shape."""
         times = [
-            duration(result.time(engine).median) if engine in result.seconds else "–"
+            duration(result.time(engine).median) if engine in result.seconds else "-"
             for engine in self._engines
         ]
         ratio = result.ratio
@@ -64,7 +64,7 @@ class Table:
                 result.shape.label,
                 *times,
                 f"{result.time(SUBJECT).spread:.0%}",
-                "–" if ratio is None else ratio_text(ratio),
+                "-" if ratio is None else ratio_text(ratio),
                 "slower" if ratio is not None and ratio.median < 1 else "",
                 f"{result.flop_rate / 1e9:.1f}",
                 f"{result.peak_fraction:.1%}",
@@ -81,11 +81,12 @@ class Table:
 
 
 def summary(run: Run) -> str:
-    """What the columns mean, the groups, the machine and what was left out."""
+    """Explain the columns, and list groups, machine and what was left out."""
     lines = [
-        "Times are medians of interleaved rounds; ±: half their interquartile range. ratio: time of the",
-        "fastest peer / time of fastrnn, with quartiles. peak: of the FMA rate measured between the",
-        "rounds. roof: of the roofline bound (that rate, or reading the weights from their cache).",
+        "Times are medians of interleaved rounds; ±: half the interquartile range of ours.",
+        "ratio: the fastest peer's time / ours, with quartiles; above 1 where we are faster.",
+        "peak: fraction of the FMA rate measured between rounds. roof: fraction of the roofline",
+        "bound, that rate or, if slower, reading the weights from the cache they fit in.",
     ]
     summaries = groups(run.results)
     if summaries:
@@ -99,10 +100,9 @@ def summary(run: Run) -> str:
         ]
     if run.results:
         lines.append("")
-        peaks = [peak / 1e9 for result in run.results for peak in result.peak]
+        peak = Interval.of(peak / 1e9 for result in run.results for peak in result.peak)
         lines.append(
-            f"FMA peak {Interval.of(peaks).median:.0f} GFLOP/s, "
-            f"from {min(peaks):.0f} to {max(peaks):.0f} during the run."
+            f"FMA peak {peak.median:.0f} GFLOP/s, quartiles {peak.low:.0f} and {peak.high:.0f}."
         )
     errors: dict[str, float] = {}
     for result in run.results:
@@ -115,13 +115,16 @@ def summary(run: Run) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three significant digits and a unit.
+    """Write three significant digits and a unit.
 
+    Examples
+    --------
     >>> duration(1.234e-6), duration(0.0567), duration(9.999e-4)
     ('1.23 µs', '56.7 ms', '1.00 ms')
     """
     unit, size = next(
-        (unit, size) for unit, size in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0))
+        (unit, size)
+        for unit, size in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0))
         if seconds < 999.5 * size or unit == "s"
     )
     value = seconds / size
@@ -130,14 +133,14 @@ def duration(seconds: float) -> str:
 
 
 def ratio_text(ratio: Interval) -> str:
-    """Median and quartiles."""
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    """Write median and quartiles."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 class Progress:
     """A bar on the terminal's last line; silent where standard error is not a terminal.
 
-    It is drawn between measurements only: a refreshing thread would take time from what is measured.
+    It is drawn between measurements only: a thread that refreshes it would disturb them.
     """
 
     _WIDTH = 30
@@ -146,11 +149,13 @@ class Progress:
         self._total = total
 
     def show(self, done: int, label: str) -> None:
+        """Draw how many are done, and the label of the one at work."""
         filled = self._WIDTH * done // self._total
         bar = "#" * filled + "-" * (self._WIDTH - filled)
         self._write(f"[{bar}] {done}/{self._total} {label}")
 
     def clear(self) -> None:
+        """Make room for a line of output."""
         self._write("")
 
     @staticmethod

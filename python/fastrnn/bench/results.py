@@ -26,6 +26,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Interval:
+        """Summarise at least one value."""
         low, median, high = np.quantile(list(values), (0.25, 0.5, 0.75))
         return cls(float(low), float(median), float(high))
 
@@ -93,7 +94,7 @@ class Result:
 
     @property
     def roof(self) -> list[float]:
-        """Seconds below which no call can be: its arithmetic at the FMA rate, or reading its weights.
+        """Least seconds of a call: its arithmetic at the FMA rate, or reading its weights.
 
         This is the roofline bound of Williams, Waterman and Patterson (2009). Activations, thread
         synchronisation and the Python call are not in it.
@@ -112,7 +113,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Group:
-    """Ratios of the shapes that share ``Shape.group``."""
+    """Ratios of the shapes that share cell and regime."""
 
     name: str
     count: int
@@ -129,7 +130,8 @@ def groups(results: Iterable[Result]) -> list[Group]:
     for result in results:
         if result.ratio is not None:
             entry = (result.ratio.median, result.shape.label)
-            members.setdefault(result.shape.group, []).append(entry)
+            name = f"{result.shape.cell.upper()} {result.shape.regime}"
+            members.setdefault(name, []).append(entry)
     return [
         Group(
             name,

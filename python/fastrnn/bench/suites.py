@@ -37,6 +37,7 @@ class Shape:
 
     @property
     def directions(self) -> int:
+        """D."""
         return 2 if self.bidirectional else 1
 
     @property
@@ -54,11 +55,11 @@ class Shape:
         return " ".join(parts)
 
     @property
-    def group(self) -> str:
-        """The line of the summary that this shape counts in."""
+    def regime(self) -> str:
+        """What bounds the time: the call itself, reading the weights, or the arithmetic."""
         if self.B > 1:
-            return f"{self.cell.upper()} B>1"
-        return f"{self.cell.upper()} B=1 {'step' if self.step else 'sequence'}"
+            return "B>1"
+        return "B=1 step" if self.step else "B=1 sequence"
 
     @property
     def input_weights(self) -> int:
@@ -85,7 +86,7 @@ class Shape:
     def bytes_reused(self) -> int:
         """Weights that are read again and again: their size decides which cache they come from.
 
-        Within a sequence it is the W_hh of one layer and direction; between single steps, every weight.
+        Within a sequence, the W_hh of one layer and direction; between single steps, all weights.
         """
         if self.step:
             return self.bytes_read
@@ -135,11 +136,9 @@ def _latency() -> Iterator[Shape]:
 
 
 def _deepbench() -> Iterator[Shape]:
-    """Shapes of Baidu DeepBench: github.com/baidu-research/DeepBench, code/kernels/rnn_problems.h,
-    ``training_set``, with the commented-out GRU that its published results still list.
-
-    "vanilla" is timed with tanh. DeepBench leaves out the input projection; here I = H.
-    """
+    # github.com/baidu-research/DeepBench, code/kernels/rnn_problems.h: the training set, and the
+    # GRU that is commented out there but in the published results. "vanilla" is timed with tanh.
+    # DeepBench leaves out the input projection; here I = H.
     for H in (1760, 2048, 2560):
         for B in (16, 32, 64, 128):
             yield _square("rnn", B=B, T=50, H=H)

@@ -1,8 +1,8 @@
 """Interleaved measurement: every candidate takes its turn in every round.
 
-A machine's speed drifts by several percent within seconds (clock, neighbours), so candidates that are
-timed one after the other cannot be compared. In rounds A B C, A B C, … each ratio is taken within one
-round, where the drift is common to both sides.
+A machine's speed drifts by several percent within seconds (clock, neighbours), so candidates that
+are timed one after the other cannot be compared. In rounds A B C, A B C, … each ratio is taken
+within one round, where the drift is common to both sides.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastrnn.bench.peers import Candidate
 MIN_ROUNDS = 3
 _SETTLE_SLICE = 0.012  # s; longer than the 10 ms tick in which some kernels account processor time
 _SETTLE_LIMIT = 1.0  # s
+_WARM = 0.01  # s
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Measurement:
 def settle() -> None:
     """Sleep until no thread of this process uses a processor.
 
-    Thread pools busy-wait for more work after a call: about 10 ms in libgomp, 35 ms in ONNX Runtime and
-    100 ms in OpenBLAS were seen. A core that still spins for the previous candidate is missing for the
-    next one, which would make every candidate look slower than it is when used alone.
+    Thread pools busy-wait for more work after a call: about 10 ms in libgomp, 35 ms in ONNX Runtime
+    and 100 ms in OpenBLAS were seen. A core that still spins for the previous candidate is missing
+    for the next one, which would then look slower than it is when used alone.
     """
     deadline = time.perf_counter() + _SETTLE_LIMIT
     while time.perf_counter() < deadline:
@@ -56,8 +57,20 @@ def settle() -> None:
             return
 
 
+def warm(call: Callable[[], Any]) -> None:
+    """Call at least once, and for a few milliseconds.
+
+    This refills the caches and wakes the threads. The scheduler may wake two threads on one core
+    and part them a tick or more later: calls of 60 µs were seen to take 4 ms to 90 ms until then.
+    """
+    deadline = time.perf_counter() + _WARM
+    call()
+    while time.perf_counter() < deadline:
+        call()
+
+
 def time_calls(call: Callable[[], Any], count: int) -> float:
-    """Seconds for ``count`` calls in a row."""
+    """Seconds for `count` calls in a row."""
     turns = repeat(None, count)
     start = time.perf_counter()
     for _ in turns:
@@ -66,9 +79,10 @@ def time_calls(call: Callable[[], Any], count: int) -> float:
 
 
 def calibrate(candidate: Candidate, batch: float) -> tuple[int, float]:
-    """How many calls fill ``batch`` seconds, at least one, and the seconds that they take."""
+    """How many calls fill `batch` seconds, at least one, and the seconds that they take."""
     settle()
     with candidate.context():
+        warm(candidate.call)
         count = 1
         while (elapsed := time_calls(candidate.call, count)) < batch / 4:
             count *= 2
@@ -89,7 +103,7 @@ def measure(
     candidates : sequence of Candidate
         In the order of their turns.
     probes : mapping of str to callable
-        Measurements of the machine itself, taken once in every round.
+        Measurements of the machine itself, in every round: their values are kept.
     seconds : float
         Timed seconds for each candidate, shared out evenly over the rounds.
     repeats : int
@@ -115,11 +129,11 @@ def measure(
                 count = calls[candidate.name]
                 settle()
                 with candidate.context():
-                    # Wakes the threads and refills the caches that the other candidates used.
-                    time_calls(candidate.call, max(1, count // 10))
+                    warm(candidate.call)
                     measured[candidate.name].append(time_calls(candidate.call, count) / count)
             for name, probe in probes.items():
                 settle()
+                probe()  # warms up, as above
                 probed[name].append(probe())
     finally:
         if collecting:

@@ -1,0 +1,349 @@
+"""The benchmark's answers: shapes, agreement, arithmetic and files. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fastrnn.__main__
+import numpy as np
+import pytest
+from fastrnn import functional
+from fastrnn.bench import cli, machine, report, runner, timing
+from fastrnn.bench.peers import PEERS, Candidate, FastRNN, NumPy, missing_package
+from fastrnn.bench.problem import Problem, scaled_error
+from fastrnn.bench.results import Result, Run, groups
+from fastrnn.bench.suites import GATES, SUITES, Shape
+
+TINY = ["--T", "1", "3", "--B", "2", "--I", "3", "--H", "5", "--seconds", "0.001", "--repeats", "2"]
+ENVIRONMENT: dict[str, Any] = {
+    "config": {"version": "0", "isa": "avx2"},
+    "threads": 1,
+    "cpu": "a processor",
+    "platform": "a system",
+    "python": "3",
+    "packages": {"numpy": "2"},
+    "date": "today",
+}
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command, without the pauses that only the times need."""
+    monkeypatch.setattr(timing, "settle", lambda: None)
+    monkeypatch.setattr(timing, "_WARM", 0.0)
+    monkeypatch.setattr(runner, "_PROBE_SECONDS", 1e-4)
+    return lambda *arguments: cli.main(arguments)
+
+
+def result(shape: Shape, **seconds: list[float]) -> Result:
+    rounds = len(seconds["fastrnn"])
+    return Result(shape, seconds, {}, {}, peak=[1e9] * rounds, bandwidth=[1e9] * rounds)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("T", "layers", "bidirectional"),
+    [(1, 1, False), (1, 3, False), (4, 1, False), (4, 2, False), (4, 3, True), (1, 1, True)],
+)
+@pytest.mark.parametrize("cell", GATES)
+def test_peers_agree(
+    cell: str, T: int, layers: int, bidirectional: bool, dtype: str, peer: str
+) -> None:
+    for package in PEERS[peer].requires:
+        pytest.importorskip(package)
+    shape = Shape(cell, T=T, B=2, I=3, H=5, layers=layers, bidirectional=bidirectional, dtype=dtype)
+    engine = PEERS[peer](threads=1)
+    if engine.unsupported(shape):
+        assert (peer, dtype) == ("onnxruntime", "float64")
+        return
+    problem = Problem.create(shape)
+    expected = FastRNN(threads=1).candidate(problem).result()
+    assert scaled_error(engine.candidate(problem).result(), expected) < 30 * np.finfo(dtype).eps
+
+
+def test_run_keeps_every_round(
+    bench: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.json"
+    assert bench(*TINY, "--threads", "1", "--json", str(file)) == 0
+    printed = capsys.readouterr().out
+
+    data = json.loads(file.read_text("utf-8"))
+    assert data["environment"]["threads"] == 1
+    assert data["environment"]["config"]["version"] == fastrnn.__version__
+    assert data["environment"]["packages"]["numpy"] == np.__version__
+    assert [(entry["shape"]["cell"], entry["shape"]["T"]) for entry in data["results"]] == [
+        (cell, T) for cell in GATES for T in (1, 3)
+    ]
+    installed = {name for name in PEERS if missing_package(name) is None}
+    for entry in data["results"]:
+        assert set(entry["seconds"]) == {"fastrnn", *installed}
+        assert set(entry["errors"]) == installed
+        rounds = [*entry["seconds"].values(), entry["peak"], entry["bandwidth"]]
+        assert {len(values) for values in rounds} == {2}
+        assert min(min(values) for values in rounds) > 0
+
+    assert bench("--load", str(file)) == 0
+    assert capsys.readouterr().out == printed
+    for cell in GATES:
+        assert f"| {cell.upper():4} | B=2 T=3 H=5 I=3 |" in printed
+
+
+def test_a_peer_that_disagrees_is_an_error(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = NumPy.candidate
+
+    def wrong(self: NumPy, problem: Problem) -> Candidate:
+        gates = GATES[problem.shape.cell]
+        weights = {
+            name: np.concatenate(np.split(value, gates)[::-1])
+            for name, value in problem.weights.items()
+        }
+        return right(self, Problem(problem.shape, weights, problem.x, problem.state))
+
+    monkeypatch.setattr(NumPy, "candidate", wrong)
+    assert bench(*TINY, "--peers", "numpy", "--cell", "rnn") == 0  # one gate has one order
+    capsys.readouterr()
+    assert bench(*TINY, "--peers", "numpy", "--cell", "gru") == 1
+    assert "GRU B=2 T=1 H=5 I=3: outputs of numpy and fastrnn differ by" in capsys.readouterr().err
+
+
+def test_nan_and_other_shapes_disagree() -> None:
+    ones = np.ones((2, 3))
+    assert scaled_error([ones, 2 * ones], [ones, 4 * ones]) == 0.5
+    assert np.isnan(scaled_error([ones, np.nan * ones], [ones, ones]))
+    assert scaled_error([ones], [ones[:1]]) == np.inf
+    candidates = [
+        Candidate("fastrnn", lambda: 1.0, lambda value: [value * ones]),
+        Candidate("torch", lambda: np.nan, lambda value: [value * ones]),
+    ]
+    with pytest.raises(runner.DisagreementError, match="torch"):
+        runner._check_agreement(SUITES["quick"][0], candidates)
+
+
+def test_interrupt_keeps_what_was_measured(
+    bench: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complete = timing.measure
+
+    def interrupted(candidates: Any, *arguments: Any) -> Any:
+        if capsys.readouterr().out.count("LSTM"):
+            raise KeyboardInterrupt
+        return complete(candidates, *arguments)
+
+    monkeypatch.setattr(runner, "measure", interrupted)
+    file = tmp_path / "run.json"
+    assert bench(*TINY, "--peers", "numpy", "--json", str(file)) == 130
+    assert "Interrupted" in capsys.readouterr().out
+    assert len(Run.load(file).results) == 1
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, picture = tmp_path / "run.json", tmp_path / "run.png"
+    shapes = [Shape("gru", T=1, B=1, I=8, H=8), Shape("rnn", T=9, B=1, I=8, H=8)]
+    results = [
+        result(shapes[0], fastrnn=[1e-6], numpy=[3e-6]),
+        result(shapes[1], fastrnn=[1e-5], torch=[9e-6]),
+    ]
+    Run(ENVIRONMENT, results).save(file)
+    assert cli.main(["--load", str(file), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "train"], "--suite: invalid choice: 'train'"),
+        (["--cell", "elman"], "--cell: invalid choice: 'elman'"),
+        (["--H", "0"], "--H: expected an integer >= 1, got '0'"),
+        (["--T", "many"], "--T: expected an integer >= 1, got 'many'"),
+        (["--threads", "-1"], "--threads: expected an integer >= 1, got '-1'"),
+        (["--seconds", "nan"], "--seconds: expected a number > 0, got 'nan'"),
+        (["--repeats", "0"], "--repeats: expected an integer >= 1, got '0'"),
+        (["--device", "cuda"], "--device: invalid choice: 'cuda'"),
+        (["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
+        (["--json", "no/such/folder/run.json"], "--json: expected a file in an existing folder"),
+        (["--suite", "latency", "--H", "7"], "--suite latency has no shape that matches"),
+        (["--load", "no-such-file"], "--load: no-such-file is not a file that --json wrote"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main(arguments)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [(["--plot", "run.png"], "matplotlib"), (["--peers", "onnxruntime"], "onnx")],
+)
+def test_missing_package_names_the_extra(
+    arguments: list[str],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main(arguments)
+    assert exit_status.value.code == 2
+    message = capsys.readouterr().err
+    assert package in message
+    assert "pip install 'fastrnn[bench]'" in message
+
+
+def test_commands(bench: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fastrnn.__main__.main(["config"]) == 0
+    assert f"fastrnn {fastrnn.__version__}" in capsys.readouterr().out
+    assert fastrnn.__main__.main(["bench", *TINY, "--cell", "rnn", "--peers", "numpy"]) == 0
+    assert "RNN B>1" in capsys.readouterr().out
+
+
+def test_bench_does_not_import_peers_it_does_not_use() -> None:
+    code = (
+        "import sys, fastrnn.__main__\n"
+        "assert not {'torch', 'onnx', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_selected_shapes() -> None:
+    def select(*arguments: str) -> list[Shape]:
+        parser = argparse.ArgumentParser()
+        cli.add_arguments(parser)
+        return cli.select_shapes(parser.parse_args(arguments))
+
+    assert select() == list(SUITES["quick"])
+    assert select("--suite", "rnn", "--cell", "gru", "--B", "64", "--H", "1024") == [
+        Shape("gru", T=50, B=64, I=1024, H=1024)
+    ]
+    assert select("--cell", "lstm", "--H", "7", "8", "--H", "9", "--layers", "2") == [
+        Shape("lstm", T=100, B=1, I=H, H=H, layers=2) for H in (7, 8, 9)
+    ]
+    assert {shape.dtype for shape in select("--dtype", "float64")} == {"float64"}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_repeat_nothing(suite: str) -> None:
+    assert len(set(SUITES[suite])) == len(SUITES[suite])
+    assert len({(shape.cell, shape.label) for shape in SUITES[suite]}) == len(SUITES[suite])
+
+
+def test_large_shapes_are_named_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "fma_peak", lambda *_: 4e11)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2e9)
+    small = Shape("lstm", T=25, B=16, I=512, H=512)
+    slow = Shape("gru", T=1500, B=32, I=1024, H=1024)
+    wide = Shape("lstm", T=1, B=1, I=4096, H=4096)
+    run = Run(ENVIRONMENT)
+    assert runner.drop_large(run, [small, slow, wide], threads=1) == [small]
+    assert run.notes == [
+        "Skipped GRU B=32 T=1500 H=1024: 1.5 s per call even at the FMA peak.",
+        "Skipped LSTM B=1 T=1 H=4096: every engine needs about 1 of 2 GB memory.",
+    ]
+
+
+def test_work_of_a_shape() -> None:
+    shape = Shape("gru", T=10, B=2, I=3, H=5, layers=2, bidirectional=True)
+    # Layer 0 reads 3 inputs and layer 1 reads 10, each with 15 rows of gates, in two directions.
+    assert shape.input_weights == 2 * 15 * (3 + 10)
+    assert shape.recurrent_weights == 2 * 2 * 15 * 5
+    assert shape.flops == 2 * 10 * 2 * (390 + 300)
+    assert shape.bytes_read == 4 * (390 + 10 * 300)
+    assert not Shape("gru", T=1, B=1, I=3, H=5, bidirectional=True).step
+    step = Shape("rnn", T=1, B=1, I=3, H=5, dtype="float64")
+    assert step.step
+    assert step.bytes_reused == step.bytes_read == 8 * (15 + 25)
+
+
+def test_numbers_of_a_result() -> None:
+    shape = Shape("rnn", T=1, B=2, I=50, H=50)  # 20 000 operations, 20 000 bytes
+    measured = result(
+        shape,
+        fastrnn=[1e-4, 2e-4, 1e-4],
+        numpy=[9e-4, 9e-4, 9e-4],
+        torch=[2e-4, 3e-4, 3e-4],
+        onnxruntime=[1e-3, 1e-5, 1e-3],  # its best round is the best of all, its median is not
+    )
+    assert measured.best_peer == "torch"
+    assert measured.ratio is not None
+    # Round by round 2, 1.5 and 3; the ratio of the medians would be 3.
+    assert measured.ratio.median == pytest.approx(2.0)
+    assert (measured.ratio.low, measured.ratio.high) == pytest.approx((1.75, 2.5))
+    assert measured.time("fastrnn").spread == pytest.approx(0.25)
+    assert measured.flop_rate == pytest.approx(2e8)
+    assert measured.peak_fraction == pytest.approx(0.2)
+    assert measured.roof == pytest.approx([2e-5] * 3)
+    assert measured.roof_fraction == pytest.approx(0.2)
+    assert result(shape, fastrnn=[1.0]).ratio is None
+
+
+def test_groups() -> None:
+    step, sequence = (Shape("gru", T=T, B=1, I=8, H=8) for T in (1, 9))
+    batches = [Shape("gru", T=9, B=B, I=8, H=8) for B in (8, 32, 64)]
+    ratios = [2.0, 4.0, 0.5, 1.0, 4.0]
+    results = [
+        result(shape, fastrnn=[1.0], torch=[ratio])
+        for shape, ratio in zip([step, sequence, *batches], ratios, strict=True)
+    ]
+    summaries = groups([*results, result(step, fastrnn=[1.0])])
+    assert [summary.name for summary in summaries] == [
+        "GRU B=1 step",
+        "GRU B=1 sequence",
+        "GRU B>1",
+    ]
+    last = summaries[2]
+    assert (last.count, last.losses, last.worst) == (3, 1, 0.5)
+    assert last.worst_label == "B=8 T=9 H=8"
+    assert last.mean == pytest.approx(2 ** (1 / 3))
+
+
+def test_losses_are_shown() -> None:
+    shape = Shape("lstm", T=1, B=1, I=8, H=8)
+    table = report.Table([shape], ["torch"])
+    lost = table.row(result(shape, fastrnn=[2.0], torch=[1.0]))
+    won = table.row(result(shape, fastrnn=[1.0], torch=[2.0]))
+    assert "slower" in lost
+    assert "slower" not in won
+    assert {len(line) for line in [*table.head().splitlines(), lost, won]} == {len(lost)}
+
+
+def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(timing, "settle", lambda: order.append("pause"))
+    monkeypatch.setattr(timing, "_WARM", 0.0)
+
+    def probe() -> float:
+        order.append("p")
+        return 1.0
+
+    candidates = [Candidate(name, partial(order.append, name), lambda _: []) for name in "ab"]
+    # With a budget below one call's time, every batch is one warm and one timed call.
+    measured = timing.measure(candidates, {"p": probe}, 1e-9, 5)
+    calibration = ["pause", "a", "a", "pause", "b", "b"]
+    assert order == calibration + [*calibration, "pause", "p", "p"] * timing.MIN_ROUNDS
+    assert measured.calls == {"a": 1, "b": 1}
+    assert {name: len(values) for name, values in measured.seconds.items()} == {"a": 3, "b": 3}
+    assert measured.probes == {"p": [1.0, 1.0, 1.0]}
