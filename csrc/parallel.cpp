@@ -10,6 +10,7 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -91,7 +92,7 @@ std::atomic<int>& thread_setting() {
 // Workers live until the process ends; the pool is never destroyed, so a call that runs while the
 // interpreter shuts down finds it whole.
 struct Pool {
-  enum State : std::uint32_t { idle, offered, joined, running, released };
+  enum State : std::uint32_t { starting, idle, offered, joined, running, released };
 
   struct alignas(64) Worker {
     std::atomic<std::uint32_t> offers{0};  // what the worker sleeps on
@@ -107,17 +108,21 @@ struct Pool {
   void grow(int count) {
     while (static_cast<int>(workers.size()) < count) {
       workers.push_back(std::make_unique<Worker>());
+      Worker* const worker = workers.back().get();
+      worker->state = starting;
       try {
-        std::thread(&Pool::serve, this, workers.back().get()).detach();
-      } catch (...) {
+        std::thread(&Pool::serve, this, worker).detach();
+      } catch (const std::system_error&) {
         workers.pop_back();
         return;  // no more threads to be had: a smaller team does the same work
       }
+      wait_until([&] { return worker->state.load(std::memory_order_acquire) == idle; });
     }
   }
 
   // An offer is taken by offered -> joined, withdrawn by offered -> idle: whoever exchanges first.
   void serve(Worker* worker) {
+    worker->state.store(idle, std::memory_order_release);
     for (std::uint32_t seen = 0;;) {
       for (int i = 0; i < spins_before_sleep; ++i) {
         if (worker->offers.load(std::memory_order_acquire) != seen) break;

@@ -13,8 +13,10 @@ namespace fastrnn {
 namespace {
 
 // The input projection of a block of steps is formed at once; a thread's part of it stays about this
-// large, so that the steps find it in their own L2.
+// large, so that the steps find it in their own L2. But each block streams all input weights: where
+// those are large, the block may be this fraction of them.
 constexpr std::int64_t block_bytes = 384 * 1024;
+constexpr std::int64_t block_share_of_weights = 4;
 
 // What the driver must know of a cell: its phases and where their weights are (cells.h has the math).
 struct PhasePlan {
@@ -736,8 +738,10 @@ class CpuNetwork : public Network<T> {
     buffers.group_rows = (call.batch + partition.row_groups - 1) / partition.row_groups;
     const std::int64_t step_bytes =
         std::max<std::int64_t>(1, buffers.group_rows * slots_stride * std::int64_t{sizeof(T)});
-    buffers.block_steps =
-        std::max<std::int64_t>(1, std::min(call.steps, block_bytes / step_bytes));
+    const std::int64_t weight_bytes =
+        slots_stride * std::max(config_.input_size, config_.output_size()) * std::int64_t{sizeof(T)};
+    buffers.block_steps = std::max(block_bytes, weight_bytes / block_share_of_weights) / step_bytes;
+    buffers.block_steps = std::max<std::int64_t>(1, std::min(call.steps, buffers.block_steps));
     buffers.block_rows = buffers.block_steps * buffers.group_rows;
     buffers.slots_per_thread = buffers.block_rows * slots_stride;
     // One vector more than whole panels: rows at a power of two would share cache sets.

@@ -153,6 +153,16 @@ def test_interrupt_keeps_what_was_measured(
     assert len(Run.load(file).results) == 1
 
 
+def test_unsupported_type_is_said(bench: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    double = ("--dtype", "float64", "--peers", "numpy", "onnxruntime")
+    assert bench(*TINY, *double, "--cell", "gru") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("No times of onnxruntime: its recurrent operators are float32 only.") == 1
+    assert "largest scaled difference: numpy" in printed
+
+
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, picture = tmp_path / "run.json", tmp_path / "run.png"
