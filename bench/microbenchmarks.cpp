@@ -114,7 +114,7 @@ void lstm_slice(std::int64_t rows, std::int64_t width, std::int64_t units) {
 void barrier(int threads) {
   constexpr int times = 100000;
   Barrier meeting(threads);
-  Team team(threads);
+  Team team(threads, 1.0);
   if (team.size() < threads) return;
   const auto start = Clock::now();
   team.run([&](int thread) {
@@ -125,7 +125,7 @@ void barrier(int threads) {
 }
 
 void launch(int threads) {
-  const double took = seconds_of([&] { Team(threads).run([](int) {}); });
+  const double took = seconds_of([&] { Team(threads, 1.0).run([](int) {}); });
   std::printf("region of %d threads     %.2f us, one right after the other\n", threads, took * 1e6);
 }
 

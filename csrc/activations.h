@@ -52,18 +52,17 @@ struct Exponential<double> {
   static constexpr double highest = 710.0;
   static constexpr double saturation = 80.0;
   static constexpr int degree = 10;  // error of e^r 0.002 * 2^-53
-  static constexpr double coefficient[degree + 1] = {
-      0.5,
-      0.16666666666666670995,
-      0.041666666666666669758,
-      0.0083333333333261293636,
-      0.001388888888888374419,
-      0.00019841269874840768638,
-      0.000024801587325562125808,
-      2.7557255374658742054e-6,
-      2.7557273624866476327e-7,
-      2.510522763655175914e-8,
-      2.0914694560351591585e-9};
+  static constexpr double coefficient[degree + 1] = {0.5,
+                                                     0.16666666666666670995,
+                                                     0.041666666666666669758,
+                                                     0.0083333333333261293636,
+                                                     0.001388888888888374419,
+                                                     0.00019841269874840768638,
+                                                     0.000024801587325562125808,
+                                                     2.7557255374658742054e-6,
+                                                     2.7557273624866476327e-7,
+                                                     2.510522763655175914e-8,
+                                                     2.0914694560351591585e-9};
 };
 
 // The primitives of a scalar lane; Vec has overloads of the same names in simd.h.

@@ -102,9 +102,8 @@ py::array new_array(const std::array<std::int64_t, N>& shape) {
   static PyObject* const native = py::dtype::of<T>().release().ptr();
   Py_intptr_t sizes[N];
   for (std::size_t i = 0; i < N; ++i) sizes[i] = static_cast<Py_intptr_t>(shape[i]);
-  PyObject* array =
-      api.PyArray_NewFromDescr_(api.PyArray_Type_, py::handle(native).inc_ref().ptr(),
-                                static_cast<int>(N), sizes, nullptr, nullptr, 0, nullptr);
+  PyObject* array = api.PyArray_NewFromDescr_(api.PyArray_Type_, py::handle(native).inc_ref().ptr(),
+                                              static_cast<int>(N), sizes, nullptr, nullptr, 0, nullptr);
   if (!array) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(array);
 }
@@ -139,16 +138,15 @@ class TypedEngine final : public Engine {
 
   void pack(const py::sequence& arrays) override {
     if (py::len(arrays) != parameters_.size()) {
-      throw py::value_error("parameters: expected " + std::to_string(parameters_.size()) +
-                            " arrays, got " + std::to_string(py::len(arrays)));
+      throw py::value_error("parameters: expected " + std::to_string(parameters_.size()) + " arrays, got " +
+                            std::to_string(py::len(arrays)));
     }
     std::vector<py::array> contiguous;
     std::vector<const T*> pointers;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const Parameter& parameter = parameters_[i];
       py::array array = as_array(parameter.name.c_str(), arrays[i]);
-      bool fits = has_dtype<T>(array) &&
-                  array.ndim() == static_cast<py::ssize_t>(parameter.shape.size());
+      bool fits = has_dtype<T>(array) && array.ndim() == static_cast<py::ssize_t>(parameter.shape.size());
       for (std::size_t axis = 0; fits && axis < parameter.shape.size(); ++axis) {
         fits = array.shape(static_cast<py::ssize_t>(axis)) == parameter.shape[axis];
       }
@@ -167,13 +165,11 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
-                    py::handle resets_object, bool batch_first, double dropout,
-                    std::uint64_t seed) override {
+                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed) override {
     const py::array x = as_array("x", x_object);
     const bool batched = x.ndim() != 2;
     const int time_axis = batched && batch_first ? 1 : 0;
-    if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size ||
-        !has_dtype<T>(x)) {
+    if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
       const char* order[] = {"T", "B"};
       refuse<T>("x", {order[time_axis], order[1 - time_axis], config_.input_size}, x);
     }
@@ -191,9 +187,9 @@ class TypedEngine final : public Engine {
     call.seed = seed;
 
     const std::int64_t width = config_.output_size();
-    py::array y = !batched      ? new_array<T, 2>({call.steps, width})
-                  : time_axis   ? new_array<T, 3>({call.batch, call.steps, width})
-                                : new_array<T, 3>({call.steps, call.batch, width});
+    py::array y = !batched    ? new_array<T, 2>({call.steps, width})
+                  : time_axis ? new_array<T, 3>({call.batch, call.steps, width})
+                              : new_array<T, 3>({call.steps, call.batch, width});
     call.y = data_of<T>(y);
     call.y_step = time_axis ? width : call.batch * width;
     call.y_row = time_axis ? call.steps * width : width;
@@ -206,8 +202,7 @@ class TypedEngine final : public Engine {
     }
     const py::array x = as_array("x", x_object);
     const bool batched = x.ndim() != 1;
-    if (x.ndim() > 2 || x.ndim() < 1 || x.shape(x.ndim() - 1) != config_.input_size ||
-        !has_dtype<T>(x)) {
+    if (x.ndim() > 2 || x.ndim() < 1 || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
       refuse<T>("x", {"B", config_.input_size}, x);
     }
     Forward<T> call;
@@ -274,9 +269,8 @@ class TypedEngine final : public Engine {
     call.lengths = data_of<const std::int64_t>(lengths);
     for (std::int64_t b = 0; b < call.batch; ++b) {
       if (call.lengths[b] < 0 || call.lengths[b] > call.steps) {
-        throw py::value_error("lengths: expected integers in 0.." + std::to_string(call.steps) +
-                              ", got " + std::to_string(call.lengths[b]) + " at row " +
-                              std::to_string(b));
+        throw py::value_error("lengths: expected integers in 0.." + std::to_string(call.steps) + ", got " +
+                              std::to_string(call.lengths[b]) + " at row " + std::to_string(b));
       }
     }
     return lengths;
@@ -362,14 +356,13 @@ Enum from_name(const char* argument, const std::string& name) {
 
 void require(bool holds, const char* argument, const char* expected, std::int64_t got) {
   if (holds) return;
-  throw py::value_error(std::string(argument) + ": expected " + expected + ", got " +
-                        std::to_string(got));
+  throw py::value_error(std::string(argument) + ": expected " + expected + ", got " + std::to_string(got));
 }
 
 std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_size,
-                                    std::int64_t hidden_size, std::int64_t num_layers,
-                                    bool bidirectional, std::int64_t proj_size, bool bias,
-                                    const std::string& merge, bool residual, const std::string& dtype) {
+                                    std::int64_t hidden_size, std::int64_t num_layers, bool bidirectional,
+                                    std::int64_t proj_size, bool bias, const std::string& merge,
+                                    bool residual, const std::string& dtype) {
   Config config;
   config.cell = from_name<CellKind>("cell", cell);
   config.merge = from_name<Merge>("merge", merge);
@@ -378,10 +371,9 @@ std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_
   require(input_size >= 1 && input_size <= limit, "input_size", "a positive integer", input_size);
   require(hidden_size >= 1 && hidden_size <= limit, "hidden_size", "a positive integer", hidden_size);
   require(num_layers >= 1 && num_layers <= 65536, "num_layers", "a positive integer", num_layers);
-  require(proj_size >= 0 && proj_size < hidden_size, "proj_size",
-          "an integer from 0 to hidden_size - 1", proj_size);
-  require(proj_size == 0 || config.has_cell_state(), "proj_size", "0 for a cell that is no LSTM",
+  require(proj_size >= 0 && proj_size < hidden_size, "proj_size", "an integer from 0 to hidden_size - 1",
           proj_size);
+  require(proj_size == 0 || config.has_cell_state(), "proj_size", "0 for a cell that is no LSTM", proj_size);
   config.input_size = input_size;
   config.hidden_size = hidden_size;
   config.num_layers = num_layers;
@@ -446,9 +438,8 @@ double measured_read_bandwidth(std::int64_t bytes_per_thread, int threads, doubl
 
 py::dict config() {
   using namespace py::literals;
-  return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa,
-                  "isas"_a = usable_isas(), "threads"_a = num_threads(), "cuda"_a = false,
-                  "compiler"_a = FASTRNN_COMPILER);
+  return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa, "isas"_a = usable_isas(),
+                  "threads"_a = num_threads(), "cuda"_a = false, "compiler"_a = FASTRNN_COMPILER);
 }
 
 }  // namespace

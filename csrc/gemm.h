@@ -34,8 +34,8 @@ void pack(const PackArguments<T>& p) {
 
 // accumulator[m][p * G + g] += sum_k a[m][k] * weight[p][k][g]
 template <int MR, int NP, int G, class T>
-FASTRNN_INLINE void multiply(Vec<T> (&accumulator)[MR][NP * G], const T* const (&a)[MR],
-                             const T* weight, std::int64_t columns) {
+FASTRNN_INLINE void multiply(Vec<T> (&accumulator)[MR][NP * G], const T* const (&a)[MR], const T* weight,
+                             std::int64_t columns) {
   using V = Vec<T>;
   const std::int64_t panel_stride = columns * G * V::lanes;
   for (std::int64_t k = 0; k < columns; ++k) {
@@ -68,8 +68,7 @@ constexpr int max_tile_rows() {
 }
 
 template <int MR, int NP, int G, class Tile>
-FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t row,
-                             std::int64_t panel) {
+FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t row, std::int64_t panel) {
   if constexpr (MR * NP * G <= accumulators) {
     if (rows == MR) {
       tile.template run<MR, NP>(row, panel);
@@ -83,8 +82,7 @@ FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t r
 // Visits rows x panels in tiles: panels outside (a panel's weights stay in the nearest cache while
 // the rows pass), rows inside, in tiles of nearly equal height.
 template <int G, class Tile>
-FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels,
-                                  bool descending) {
+FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels, bool descending) {
   if (rows == 0) return;
   constexpr int max_rows = max_tile_rows<G>();
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
@@ -104,10 +102,17 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t now = height + (t < taller);
       switch (count) {
-        case 8: run_tile<max_rows, 8, G>(tile, now, row, panel); break;
-        case 4: run_tile<max_rows, 4, G>(tile, now, row, panel); break;
-        case 2: run_tile<max_rows, 2, G>(tile, now, row, panel); break;
-        default: run_tile<max_rows, 1, G>(tile, now, row, panel);
+        case 8:
+          run_tile<max_rows, 8, G>(tile, now, row, panel);
+          break;
+        case 4:
+          run_tile<max_rows, 4, G>(tile, now, row, panel);
+          break;
+        case 2:
+          run_tile<max_rows, 2, G>(tile, now, row, panel);
+          break;
+        default:
+          run_tile<max_rows, 1, G>(tile, now, row, panel);
       }
       row += now;
     }

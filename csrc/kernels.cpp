@@ -82,8 +82,7 @@ struct StepTile {
   }
 
   FASTRNN_INLINE T* slots_of(std::int64_t row, std::int64_t panel) const {
-    return s.slots + row * s.slots_stride +
-           (panel * s.slots_per_unit + Cell::slot_offset) * Vec<T>::lanes;
+    return s.slots + row * s.slots_stride + (panel * s.slots_per_unit + Cell::slot_offset) * Vec<T>::lanes;
   }
 
   // The lane-wise math of one row and panel, on the finished products.
@@ -187,9 +186,8 @@ constexpr Kernels<T> kernels() {
           pack<T>,
           {nullptr, input<T, 1>, nullptr, input<T, 3>, input<T, 4>},
           {step<T, Rnn<Nonlinearity::tanh>>, step<T, Rnn<Nonlinearity::relu>>,
-           step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>,
-           step<T, Gru>, step<T, GruResetBeforeGates>, step<T, GruResetBeforeCandidate>,
-           step<T, Projection>},
+           step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>, step<T, Gru>,
+           step<T, GruResetBeforeGates>, step<T, GruResetBeforeCandidate>, step<T, Projection>},
           {activation<T, ActivationFunction::exponential>, activation<T, ActivationFunction::sigmoid>,
            activation<T, ActivationFunction::tanh>},
           fma_chains<T>,

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -33,9 +34,6 @@ constexpr int spins_before_yield = 1000;
 // 20 us on a virtual machine, as much as a whole short sequence.
 constexpr int spins_before_sleep = 1000;
 
-// How long a call waits for workers to report before it goes on without them (about 50 us).
-constexpr int spins_for_joining = 2000;
-
 template <class Condition>
 void wait_until(const Condition& holds) {
   for (int spins = 0; !holds();) {
@@ -57,8 +55,8 @@ int physical_cores() {
   std::set<std::string> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
-    const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
-                             "/topology/thread_siblings_list";
+    const std::string path =
+        "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list";
     char siblings[256] = {};
     if (std::FILE* file = std::fopen(path.c_str(), "r")) {
       if (!std::fgets(siblings, sizeof siblings, file)) siblings[0] = 0;
@@ -179,7 +177,7 @@ void Barrier::wait(int thread) {
   }
 }
 
-Team::Team(int wanted) {
+Team::Team(int wanted, double patience) {
   if (wanted <= 1) return;
   Pool& candidate = pool();
   if (!candidate.in_use.try_lock()) return;
@@ -192,13 +190,12 @@ Team::Team(int wanted) {
     worker.offers.fetch_add(1, std::memory_order_release);
     worker.offers.notify_one();
   }
-  int spins = 0;
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const auto patient = [&] { return std::chrono::duration<double>(Clock::now() - start).count() < patience; };
   for (std::size_t i = 0; i < offers; ++i) {
     Pool::Worker& worker = *pool_->workers[i];
-    while (worker.state.load(std::memory_order_acquire) == Pool::offered &&
-           ++spins < spins_for_joining) {
-      pause();
-    }
+    while (worker.state.load(std::memory_order_acquire) == Pool::offered && patient()) pause();
     std::uint32_t state = Pool::offered;
     if (!worker.state.compare_exchange_strong(state, Pool::idle)) worker.thread = size_++;
   }

@@ -42,12 +42,11 @@ class CostModel {
     if (threads == 1 || batch == 0 || steps == 0) return best;
     double best_cost = cost(best, steps, batch);
     if (best_cost < launch) return best;
-    const auto panels = static_cast<int>(
-        std::min<std::int64_t>(threads, (config_.hidden_size + lanes_ - 1) / lanes_));
+    const auto panels =
+        static_cast<int>(std::min<std::int64_t>(threads, (config_.hidden_size + lanes_ - 1) / lanes_));
     for (int directions = 1; directions <= std::min<int>(threads, config_.directions()); ++directions) {
       for (int slices = 1; slices <= std::min(threads / directions, panels); ++slices) {
-        const auto groups =
-            static_cast<int>(std::min<std::int64_t>(threads / directions / slices, batch));
+        const auto groups = static_cast<int>(std::min<std::int64_t>(threads / directions / slices, batch));
         const Partition candidate{directions, groups, slices};
         const double candidate_cost = cost(candidate, steps, batch);
         if (candidate_cost < best_cost) {
@@ -57,6 +56,11 @@ class CostModel {
       }
     }
     return best;
+  }
+
+  // How long to wait for threads, in seconds: as long as the call would take alone, at 4 GHz.
+  double patience(std::int64_t steps, std::int64_t batch) const {
+    return cost(Partition{}, steps, batch) / 4e9;
   }
 
  private:

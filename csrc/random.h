@@ -13,8 +13,8 @@ struct Philox {
   std::uint32_t word[4];
 };
 
-FASTRNN_HD inline Philox philox(std::uint64_t key, std::uint32_t c0, std::uint32_t c1,
-                                std::uint32_t c2, std::uint32_t c3) {
+FASTRNN_HD inline Philox philox(std::uint64_t key, std::uint32_t c0, std::uint32_t c1, std::uint32_t c2,
+                                std::uint32_t c3) {
   std::uint32_t k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0;
@@ -37,9 +37,8 @@ void apply_dropout(T* x, std::int64_t first, std::int64_t count, double p, std::
   const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
   const double threshold = p * 4294967296.0;
   for (std::int64_t unit = first; unit < first + count;) {
-    const Philox random = philox(seed, static_cast<std::uint32_t>(unit / 4),
-                                 static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(step),
-                                 static_cast<std::uint32_t>(layer));
+    const Philox random = philox(seed, static_cast<std::uint32_t>(unit / 4), static_cast<std::uint32_t>(row),
+                                 static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(layer));
     for (int i = static_cast<int>(unit % 4); i < 4 && unit < first + count; ++i, ++unit) {
       x[unit - first] *= random.word[i] < threshold ? T(0) : scale;
     }

@@ -3,8 +3,8 @@
 namespace fastrnn {
 
 const char* name_of(CellKind cell) {
-  static const char* const names[] = {"rnn_tanh", "rnn_relu",      "rnn_sigmoid",     "lstm",
-                                      "lstm_peephole", "gru", "gru_reset_before"};
+  static const char* const names[] = {"rnn_tanh",      "rnn_relu", "rnn_sigmoid",     "lstm",
+                                      "lstm_peephole", "gru",      "gru_reset_before"};
   return names[static_cast<int>(cell)];
 }
 
@@ -26,9 +26,7 @@ int Config::gates() const {
   }
 }
 
-bool Config::has_cell_state() const {
-  return cell == CellKind::lstm || cell == CellKind::lstm_peephole;
-}
+bool Config::has_cell_state() const { return cell == CellKind::lstm || cell == CellKind::lstm_peephole; }
 
 std::vector<Parameter> parameters_of(const Config& config) {
   std::vector<Parameter> parameters;

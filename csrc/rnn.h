@@ -46,12 +46,8 @@ struct Config {
   bool has_cell_state() const;
   std::int64_t directions() const { return bidirectional ? 2 : 1; }
   std::int64_t state_size() const { return proj_size ? proj_size : hidden_size; }  // R
-  std::int64_t output_size() const {
-    return state_size() * (merge == Merge::concat ? directions() : 1);
-  }
-  std::int64_t layer_input_size(std::int64_t layer) const {
-    return layer == 0 ? input_size : output_size();
-  }
+  std::int64_t output_size() const { return state_size() * (merge == Merge::concat ? directions() : 1); }
+  std::int64_t layer_input_size(std::int64_t layer) const { return layer == 0 ? input_size : output_size(); }
 };
 
 // torch.nn's parameters in torch.nn's order: per layer, per direction weight_ih, weight_hh, bias_ih,
@@ -73,10 +69,10 @@ struct View {
 // One forward call. Outputs never overlap inputs.
 template <class T>
 struct Forward {
-  std::int64_t steps = 0, batch = 0;  // T, B
-  View x;                             // (T, B, I)
-  View h0;                            // (D*L, B, R); absent: zeros
-  View c0;                            // (D*L, B, H); absent: zeros; cells with a cell state only
+  std::int64_t steps = 0, batch = 0;      // T, B
+  View x;                                 // (T, B, I)
+  View h0;                                // (D*L, B, R); absent: zeros
+  View c0;                                // (D*L, B, H); absent: zeros; cells with a cell state only
   const std::int64_t* lengths = nullptr;  // (B,), each in 0 .. T; null: all T
   View resets;                            // (T, B) bytes, nonzero: the state does not pass from
                                           // step t-1 to step t of that row, in either direction
@@ -111,8 +107,7 @@ class Network {
   // `parameters`: one contiguous array for each of parameters_of(config).
   virtual std::unique_ptr<Weights<T>> pack(const T* const* parameters) const = 0;
   virtual std::unique_ptr<Workspace> make_workspace() const = 0;
-  virtual void forward(const Weights<T>& weights, Workspace& workspace,
-                       const Forward<T>& call) const = 0;
+  virtual void forward(const Weights<T>& weights, Workspace& workspace, const Forward<T>& call) const = 0;
   // Multiply-adds of a call, for deciding what is worth the trouble of leaving the interpreter lock.
   virtual double multiply_adds(std::int64_t steps, std::int64_t batch) const = 0;
 };

@@ -45,9 +45,8 @@ CellPlan plan_of(const Config& config) {
     case CellKind::gru:
       return {1, {{StepPhase::gru, 0, 3}, {}}, 2};
     default:
-      return {2,
-              {{StepPhase::gru_reset_before_gates, 0, 2}, {StepPhase::gru_reset_before_candidate, 2, 1}},
-              -1};
+      return {
+          2, {{StepPhase::gru_reset_before_gates, 0, 2}, {StepPhase::gru_reset_before_candidate, 2, 1}}, -1};
   }
 }
 
@@ -127,15 +126,15 @@ struct Rows {
 // Pieces of the workspace; the first index in a comment is the outermost.
 template <class T>
 struct Buffers {
-  T* h[2];             // (L*D, B, h_stride) each: operand of even and of odd steps
-  T* c;                // (L*D, B, c_stride)
-  T* exchange;         // (D, B, c_stride): from a first to a second phase
-  T* between[2];       // layer outputs that the next layer reads, even and odd layers
-  T* reverse;          // (T, B, R): second direction, where it is merged into the first
-  T* slots;            // (threads, block rows, slots_stride)
-  const T** x_rows;    // (threads, block rows)
-  T** y_rows;          // (threads, rows of a group)
-  T* staged;           // (threads, block rows, I): rows of an x whose elements are not adjacent
+  T* h[2];           // (L*D, B, h_stride) each: operand of even and of odd steps
+  T* c;              // (L*D, B, c_stride)
+  T* exchange;       // (D, B, c_stride): from a first to a second phase
+  T* between[2];     // layer outputs that the next layer reads, even and odd layers
+  T* reverse;        // (T, B, R): second direction, where it is merged into the first
+  T* slots;          // (threads, block rows, slots_stride)
+  const T** x_rows;  // (threads, block rows)
+  T** y_rows;        // (threads, rows of a group)
+  T* staged;         // (threads, block rows, I): rows of an x whose elements are not adjacent
   std::int64_t h_stride, c_stride;
   std::int64_t block_steps, block_rows, group_rows, slots_per_thread, staged_per_thread;
 };
@@ -272,9 +271,7 @@ class Worker {
     return config_.residual && config_.layer_input_size(layer) == config_.output_size();
   }
 
-  bool dropout_at(std::int64_t layer) const {
-    return forward_.dropout > 0 && layer + 1 < config_.num_layers;
-  }
+  bool dropout_at(std::int64_t layer) const { return forward_.dropout > 0 && layer + 1 < config_.num_layers; }
 
   // ---- state ------------------------------------------------------------------------------------
 
@@ -290,8 +287,7 @@ class Worker {
     return buffers_.c + state_row(layer, d, b) * buffers_.c_stride;
   }
 
-  static void read_state(const View& view, std::int64_t index, std::int64_t row, const Slice& slice,
-                         T* out) {
+  static void read_state(const View& view, std::int64_t index, std::int64_t row, const Slice& slice, T* out) {
     if (!view.data) {
       std::fill_n(out + slice.first_unit, slice.units, T(0));
       return;
@@ -391,8 +387,8 @@ class Worker {
       second.slots = first.slots;
       if (!merged_ && (residual_at(layer) || dropout_at(layer))) {
         for (std::int64_t b = 0; b < n; ++b) {
-          adjust_output(layer, time(s, b, d == 1), ids_[b], x[b], y_rows_[b],
-                        column + state_.first_unit, state_.units);
+          adjust_output(layer, time(s, b, d == 1), ids_[b], x[b], y_rows_[b], column + state_.first_unit,
+                        state_.units);
         }
       }
       x += n;
@@ -435,8 +431,8 @@ class Worker {
   }
 
   // What stays the same for all steps of a block.
-  void fill_arguments(std::int64_t layer, int d, const DirectionWeights<T>& weights,
-                      StepArguments<T>& first, StepArguments<T>& second) const {
+  void fill_arguments(std::int64_t layer, int d, const DirectionWeights<T>& weights, StepArguments<T>& first,
+                      StepArguments<T>& second) const {
     const int gates = plan_.phase[0].gates;
     first.panels = hidden_.panels;
     first.columns = config_.state_size();
@@ -463,9 +459,8 @@ class Worker {
     second.operand = exchange;
     second.operand_stride = buffers_.c_stride;
     second.result_stride = buffers_.h_stride;
-    second.weight = config_.proj_size
-                        ? weights.projection + state_.first_unit * config_.hidden_size
-                        : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
+    second.weight = config_.proj_size ? weights.projection + state_.first_unit * config_.hidden_size
+                                      : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
   }
 
   void run_phase(int index, const StepArguments<T>& arguments) const {
@@ -549,8 +544,7 @@ class Worker {
     const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
     for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
       for (std::int64_t t = lengths_[b]; t < forward_.steps; ++t) {
-        std::fill_n(forward_.y + t * forward_.y_step + ids_[b] * forward_.y_row, config_.output_size(),
-                    T(0));
+        std::fill_n(forward_.y + t * forward_.y_step + ids_[b] * forward_.y_row, config_.output_size(), T(0));
       }
     }
   }
@@ -592,8 +586,10 @@ class CpuNetwork : public Network<T> {
     Arena arena(weights->storage.reserve(counting.used()));
     lay_out(arena, *weights);
 
-    constexpr double worth_a_team = 1 << 18;  // bytes
-    Team team(static_cast<double>(counting.used()) > worth_a_team ? num_threads() : 1);
+    constexpr std::size_t worth_a_team = 1 << 18;         // bytes
+    constexpr double seconds_per_byte = 1.0 / (4 << 30);  // of packing on one thread
+    Team team(counting.used() > worth_a_team ? num_threads() : 1,
+              static_cast<double>(counting.used()) * seconds_per_byte);
     team.run([&](int thread) {
       const T* const* next = parameters;
       for (std::size_t i = 0; i < weights->directions.size(); ++i) {
@@ -604,14 +600,12 @@ class CpuNetwork : public Network<T> {
     return weights;
   }
 
-  std::unique_ptr<Workspace> make_workspace() const override {
-    return std::make_unique<CpuWorkspace>();
-  }
+  std::unique_ptr<Workspace> make_workspace() const override { return std::make_unique<CpuWorkspace>(); }
 
   void forward(const Weights<T>& weights, Workspace& scratch, const Forward<T>& call) const override {
     auto& workspace = static_cast<CpuWorkspace&>(scratch);
     Partition partition = model_.choose(call.steps, call.batch, num_threads());
-    Team team(partition.threads());
+    Team team(partition.threads(), model_.patience(call.steps, call.batch));
     if (team.size() < partition.threads()) {
       partition = model_.choose(call.steps, call.batch, team.size());
     }
@@ -624,8 +618,8 @@ class CpuNetwork : public Network<T> {
     Arena arena(workspace.storage.reserve(counting.used()));
     lay_out(arena, call, partition, buffers);
 
-    const Call<T> whole{config_,  plan_,   kernels_,  static_cast<const CpuWeights<T>&>(weights),
-                        call,     buffers, workspace};
+    const Call<T> whole{config_, plan_,   kernels_, static_cast<const CpuWeights<T>&>(weights),
+                        call,    buffers, workspace};
     const int threads = partition.threads();
     team.run([&](int thread) {
       if (thread < threads) Worker<T>(whole, thread).run();
@@ -657,23 +651,22 @@ class CpuNetwork : public Network<T> {
       }
       w.recurrent_bias = arena.take<T>(padded);
       w.peephole = arena.take<T>(config_.cell == CellKind::lstm_peephole ? 3 * padded : 0);
-      w.projection =
-          arena.take<T>(round_up(config_.proj_size, kernels_.lanes) * config_.hidden_size);
+      w.projection = arena.take<T>(round_up(config_.proj_size, kernels_.lanes) * config_.hidden_size);
     }
   }
 
   // One thread's share of the panels. Returns where the parameters of the next direction begin.
-  const T* const* pack_direction(const T* const* parameters, std::int64_t layer,
-                                 DirectionWeights<T>& w, int thread, int threads) const {
+  const T* const* pack_direction(const T* const* parameters, std::int64_t layer, DirectionWeights<T>& w,
+                                 int thread, int threads) const {
     const std::int64_t hidden = config_.hidden_size;
     const Range own = part_of(panels(hidden), threads, thread);
     const int gates = config_.gates();
-    kernels_.pack({*parameters++, hidden, config_.layer_input_size(layer), 0, gates, own.first,
-                   own.count, w.input});
+    kernels_.pack(
+        {*parameters++, hidden, config_.layer_input_size(layer), 0, gates, own.first, own.count, w.input});
     for (int i = 0; i < plan_.phases; ++i) {
       const PhasePlan& phase = plan_.phase[i];
-      kernels_.pack({*parameters, hidden, config_.state_size(), phase.first_gate, phase.gates,
-                     own.first, own.count, w.recurrent[i]});
+      kernels_.pack({*parameters, hidden, config_.state_size(), phase.first_gate, phase.gates, own.first,
+                     own.count, w.recurrent[i]});
     }
     ++parameters;
     const T* input_bias = config_.bias ? *parameters++ : nullptr;
@@ -699,8 +692,7 @@ class CpuNetwork : public Network<T> {
     }
     if (projection) {
       const Range share = part_of(panels(config_.proj_size), threads, thread);
-      kernels_.pack({projection, config_.proj_size, hidden, 0, 1, share.first, share.count,
-                     w.projection});
+      kernels_.pack({projection, config_.proj_size, hidden, 0, 1, share.first, share.count, w.projection});
     }
     return parameters;
   }
@@ -728,8 +720,7 @@ class CpuNetwork : public Network<T> {
     }
   }
 
-  void lay_out(Arena& arena, const Forward<T>& call, const Partition& partition,
-               Buffers<T>& buffers) const {
+  void lay_out(Arena& arena, const Forward<T>& call, const Partition& partition, Buffers<T>& buffers) const {
     const std::int64_t lanes = kernels_.lanes;
     const std::int64_t chains = config_.num_layers * config_.directions();
     const std::int64_t slice_units =

@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 // Runs work(thread), which returns an amount, on every thread again and again for `seconds`.
 template <class Work>
 double rate(int threads, double seconds, const Work& work) {
-  Team team(threads);
+  Team team(threads, 1.0);
   if (team.size() < threads) throw std::runtime_error("the cores are busy: got fewer threads than asked for");
   struct alignas(cache_line) Amount {
     double value = 0;

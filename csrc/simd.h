@@ -175,8 +175,7 @@ FASTRNN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n) {
   const RawInteger half = exponent >> 1;
   const RawInteger first = (half + R::exponent_bias) << R::mantissa_bits;
   const RawInteger second = (exponent - half + R::exponent_bias) << R::mantissa_bits;
-  return x.raw * reinterpret_cast<typename R::Raw>(first) *
-         reinterpret_cast<typename R::Raw>(second);
+  return x.raw * reinterpret_cast<typename R::Raw>(first) * reinterpret_cast<typename R::Raw>(second);
 }
 #endif
 

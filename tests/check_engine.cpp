@@ -1,0 +1,339 @@
+// Drives the engine without Python, for the sanitizers: every cell, option, odd size and thread count
+// against a naive double-precision network, which runs the scalar lane of the same equations. Buffers
+// have exactly the size that the contract names, so that AddressSanitizer sees one element too many.
+// One process per instruction set: FASTRNN_ISA chooses, as ctest does.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "cells.h"
+#include "dispatch.h"
+#include "parallel.h"
+#include "rnn.h"
+
+using namespace fastrnn;
+
+namespace {
+
+using Array = std::vector<double>;
+
+struct Case {
+  Config config;
+  std::int64_t steps = 0, batch = 0;
+  std::vector<Array> parameters;
+  Array x, h0, c0;
+  std::vector<std::int64_t> lengths;  // empty: all T
+  std::vector<char> resets;           // empty: none
+
+  std::int64_t chains() const { return config.num_layers * config.directions(); }
+};
+
+struct Result {
+  Array y, hn, cn;
+};
+
+// ---- the naive network ------------------------------------------------------------------------------
+
+double dot(const double* a, const double* b, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t k = 0; k < n; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+template <class Cell, int slots = Cell::slots>
+generic::State<double> cell(double (&slot)[slots], double h, double c, const Array* peep, std::int64_t unit,
+                            std::int64_t hidden) {
+  generic::State<double> state{h, c};
+  generic::Peephole<double> peephole{};
+  if (peep) peephole = {(*peep)[unit], (*peep)[hidden + unit], (*peep)[2 * hidden + unit]};
+  Cell::forward(slot, state, peephole);
+  return state;
+}
+
+// One step of one row; h has R values, c has H.
+void naive_step(const Config& config, const Array* parameter, const double* x, std::int64_t inputs, Array& h,
+                Array& c) {
+  using namespace generic;
+  const std::int64_t H = config.hidden_size, R = config.state_size();
+  const Array& w_ih = parameter[0];
+  const Array& w_hh = parameter[1];
+  int next = 2;
+  const Array* b_ih = config.bias ? &parameter[next++] : nullptr;
+  const Array* b_hh = config.bias ? &parameter[next++] : nullptr;
+  const Array* w_hr = config.proj_size ? &parameter[next++] : nullptr;
+  const Array* peep = config.cell == CellKind::lstm_peephole ? &parameter[next++] : nullptr;
+  const auto from_x = [&](std::int64_t gate, std::int64_t u) {
+    const std::int64_t row = gate * H + u;
+    return dot(&w_ih[row * inputs], x, inputs) + (b_ih ? (*b_ih)[row] : 0);
+  };
+  const auto from_h = [&](std::int64_t gate, std::int64_t u, const Array& operand) {
+    const std::int64_t row = gate * H + u;
+    return dot(&w_hh[row * R], operand.data(), R) + (b_hh ? (*b_hh)[row] : 0);
+  };
+  Array m(H), z(H), gated(H);
+  for (std::int64_t u = 0; u < H; ++u) {
+    if (config.gates() == 1) {
+      double slot[1] = {from_x(0, u) + from_h(0, u, h)};
+      const auto run = config.cell == CellKind::rnn_tanh   ? cell<Rnn<Nonlinearity::tanh>>
+                       : config.cell == CellKind::rnn_relu ? cell<Rnn<Nonlinearity::relu>>
+                                                           : cell<Rnn<Nonlinearity::sigmoid>>;
+      m[u] = run(slot, 0, 0, nullptr, u, H).h;
+    } else if (config.has_cell_state()) {
+      double slot[4];
+      for (int g = 0; g < 4; ++g) slot[g] = from_x(g, u) + from_h(g, u, h);
+      const auto run = peep ? cell<Lstm<true>> : cell<Lstm<false>>;
+      const State<double> state = run(slot, 0, c[u], peep, u, H);
+      m[u] = state.h;
+      c[u] = state.c;
+    } else if (config.cell == CellKind::gru) {
+      double slot[4] = {from_x(0, u) + from_h(0, u, h), from_x(1, u) + from_h(1, u, h), from_x(2, u),
+                        from_h(2, u, h)};
+      m[u] = cell<Gru>(slot, h[u], 0, nullptr, u, H).h;
+    } else {
+      double slot[2] = {from_x(0, u) + from_h(0, u, h), from_x(1, u) + from_h(1, u, h)};
+      gated[u] = cell<GruResetBeforeGates>(slot, h[u], 0, nullptr, u, H).h;
+      z[u] = slot[1];
+    }
+  }
+  if (config.cell == CellKind::gru_reset_before) {
+    for (std::int64_t u = 0; u < H; ++u) {
+      double slot[2] = {z[u], from_x(2, u) + from_h(2, u, gated)};
+      m[u] = cell<GruResetBeforeCandidate>(slot, h[u], 0, nullptr, u, H).h;
+    }
+  }
+  if (!w_hr) {
+    h = m;
+    return;
+  }
+  for (std::int64_t p = 0; p < R; ++p) h[p] = dot(&(*w_hr)[p * H], m.data(), H);
+}
+
+double join(Merge merge, double a, double b) {
+  switch (merge) {
+    case Merge::sum:
+      return a + b;
+    case Merge::mean:
+      return (a + b) / 2;
+    case Merge::max:
+      return std::max(a, b);
+    default:
+      return a * b;
+  }
+}
+
+Result naive(const Case& c) {
+  const Config& config = c.config;
+  const std::int64_t T = c.steps, B = c.batch, D = config.directions();
+  const std::int64_t R = config.state_size(), H = config.hidden_size;
+  Result result{{}, Array(c.chains() * B * R), Array(c.chains() * B * H)};
+  const std::size_t each = parameters_of(config).size() / static_cast<std::size_t>(c.chains());
+  Array input = c.x;
+  std::int64_t inputs = config.input_size;
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const std::int64_t width = config.output_size();
+    Array output(T * B * width);
+    for (std::int64_t d = 0; d < D; ++d) {
+      const std::int64_t chain = layer * D + d;
+      for (std::int64_t b = 0; b < B; ++b) {
+        const std::int64_t length = c.lengths.empty() ? T : c.lengths[b];
+        const std::int64_t row = chain * B + b;
+        Array h(c.h0.begin() + row * R, c.h0.begin() + (row + 1) * R);
+        Array cs(c.c0.begin() + row * H, c.c0.begin() + (row + 1) * H);
+        for (std::int64_t s = 0; s < length; ++s) {
+          const std::int64_t t = d ? length - 1 - s : s;
+          const std::int64_t cut = d ? t + 1 : t;
+          if (!c.resets.empty() && cut < length && c.resets[cut * B + b]) {
+            h.assign(R, 0);
+            cs.assign(H, 0);
+          }
+          naive_step(config, &c.parameters[chain * each], &input[(t * B + b) * inputs], inputs, h, cs);
+          double* y = &output[(t * B + b) * width];
+          for (std::int64_t i = 0; i < R; ++i) {
+            if (config.merge == Merge::concat) {
+              y[d * R + i] = h[i];
+            } else {
+              y[i] = d ? join(config.merge, y[i], h[i]) : h[i];
+            }
+          }
+        }
+        std::copy(h.begin(), h.end(), result.hn.begin() + row * R);
+        std::copy(cs.begin(), cs.end(), result.cn.begin() + row * H);
+      }
+    }
+    if (config.residual && inputs == width) {
+      for (std::int64_t t = 0; t < T; ++t) {
+        for (std::int64_t b = 0; b < B; ++b) {
+          if (t >= (c.lengths.empty() ? T : c.lengths[b])) continue;
+          for (std::int64_t i = 0; i < width; ++i)
+            output[(t * B + b) * width + i] += input[(t * B + b) * width + i];
+        }
+      }
+    }
+    input = std::move(output);
+    inputs = width;
+  }
+  result.y = std::move(input);
+  return result;
+}
+
+// ---- the engine -------------------------------------------------------------------------------------
+
+// Elements `gap` apart, the last one at the very end of the buffer.
+template <class T>
+std::vector<T> spread(const Array& values, std::int64_t gap) {
+  std::vector<T> out(values.empty() ? 0 : (values.size() - 1) * gap + 1);
+  for (std::size_t i = 0; i < values.size(); ++i) out[i * gap] = static_cast<T>(values[i]);
+  return out;
+}
+
+template <class T>
+View view(const std::vector<T>& data, std::int64_t gap, std::int64_t middle, std::int64_t last) {
+  const std::int64_t size = gap * sizeof(T);
+  return {reinterpret_cast<const char*>(data.data()), {middle * last * size, last * size, size}};
+}
+
+template <class T>
+Result run(const Case& c, std::int64_t gap) {
+  const Config& config = c.config;
+  const auto network = make_cpu_network<T>(config);
+  std::vector<std::vector<T>> parameters;
+  std::vector<const T*> pointers;
+  for (const Array& parameter : c.parameters) {
+    parameters.push_back(spread<T>(parameter, 1));
+    pointers.push_back(parameters.back().data());
+  }
+  const auto weights = network->pack(pointers.data());
+  const auto workspace = network->make_workspace();
+  const std::int64_t R = config.state_size(), H = config.hidden_size, width = config.output_size();
+  const auto x = spread<T>(c.x, gap), h0 = spread<T>(c.h0, gap), c0 = spread<T>(c.c0, gap);
+  std::vector<T> y(c.steps * c.batch * width), hn(c.chains() * c.batch * R), cn(c.chains() * c.batch * H);
+  Forward<T> call;
+  call.steps = c.steps;
+  call.batch = c.batch;
+  call.x = view(x, gap, c.batch, config.input_size);
+  call.h0 = view(h0, gap, c.batch, R);
+  call.c0 = view(c0, gap, c.batch, H);
+  call.lengths = c.lengths.empty() ? nullptr : c.lengths.data();
+  if (!c.resets.empty()) call.resets = {c.resets.data(), {c.batch, 1, 0}};
+  call.y = y.data();
+  call.y_step = c.batch * width;
+  call.y_row = width;
+  call.hn = hn.data();
+  call.cn = cn.data();
+  for (int again = 0; again < 2; ++again) network->forward(*weights, *workspace, call);
+  if (!config.has_cell_state()) cn.assign(cn.size(), T(0));
+  return {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
+}
+
+std::mt19937 generator(20);
+
+Array random_array(std::int64_t n) {
+  std::uniform_real_distribution<double> uniform(-0.7, 0.7);
+  Array values(n);
+  // Exact in float32, so that both precisions are given the same problem.
+  for (double& value : values) value = static_cast<float>(uniform(generator));
+  return values;
+}
+
+Case random_case(const Config& config, std::int64_t steps, std::int64_t batch, bool lengths, bool resets) {
+  Case c;
+  c.config = config;
+  c.steps = steps;
+  c.batch = batch;
+  for (const Parameter& parameter : parameters_of(config)) {
+    std::int64_t size = 1;
+    for (const std::int64_t axis : parameter.shape) size *= axis;
+    c.parameters.push_back(random_array(size));
+  }
+  c.x = random_array(steps * batch * config.input_size);
+  c.h0 = random_array(c.chains() * batch * config.state_size());
+  c.c0 = random_array(c.chains() * batch * config.hidden_size);
+  if (!config.has_cell_state()) c.c0.assign(c.c0.size(), 0);
+  for (std::int64_t b = 0; lengths && b < batch; ++b) c.lengths.push_back(generator() % (steps + 1));
+  for (std::int64_t i = 0; resets && i < steps * batch; ++i) c.resets.push_back(generator() % 4 == 0);
+  return c;
+}
+
+int failures = 0;
+
+void compare(const Case& c, const char* what, const Array& got, const Array& expected, double tolerance) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (std::abs(got[i] - expected[i]) <= tolerance * std::max(1.0, std::abs(expected[i]))) continue;
+    std::printf("FAILED %s %s: H %lld P %lld L %lld D %lld T %lld B %lld threads %d: [%zu] %g, not %g\n",
+                name_of(c.config.cell), what, static_cast<long long>(c.config.hidden_size),
+                static_cast<long long>(c.config.proj_size), static_cast<long long>(c.config.num_layers),
+                static_cast<long long>(c.config.directions()), static_cast<long long>(c.steps),
+                static_cast<long long>(c.batch), num_threads(), i, got[i], expected[i]);
+    ++failures;
+    return;
+  }
+}
+
+template <class T>
+void check(const Case& c, const Result& expected, std::int64_t gap) {
+  const double tolerance = sizeof(T) == 4 ? 2e-4 : 1e-11;
+  const Result got = run<T>(c, gap);
+  compare(c, "y", got.y, expected.y, tolerance);
+  compare(c, "h_n", got.hn, expected.hn, tolerance);
+  compare(c, "c_n", got.cn, expected.cn, tolerance);
+}
+
+}  // namespace
+
+int main() {
+  int cases = 0;
+  std::vector<Case> kept;
+  for (int cell = 0; cell < static_cast<int>(CellKind::count); ++cell) {
+    for (const std::int64_t hidden : {1, 15, 17, 70}) {
+      for (int variant = 0; variant < 12; ++variant) {
+        Config config;
+        config.cell = static_cast<CellKind>(cell);
+        config.hidden_size = hidden;
+        config.input_size = 1 + static_cast<std::int64_t>(generator() % 20);
+        config.num_layers = 1 + variant % 3;
+        config.bidirectional = variant % 2;
+        config.bias = variant % 5 != 0;
+        config.merge = static_cast<Merge>(variant % static_cast<int>(Merge::count));
+        config.residual = variant % 3 == 1;
+        if (config.has_cell_state() && variant % 4 >= 2 && hidden > 1) config.proj_size = 1 + hidden / 2;
+        if (config.residual) config.input_size = config.output_size();
+        const std::int64_t steps = variant % 6 == 5 ? 0 : 1 + static_cast<std::int64_t>(generator() % 9);
+        const std::int64_t batch = variant % 7 == 6 ? 0 : 1 + static_cast<std::int64_t>(generator() % 14);
+        const Case c = random_case(config, steps, batch, variant % 4 == 1, variant % 3 == 2);
+        const Result expected = naive(c);
+        for (const int threads : {1, 2, 3, 5}) {
+          set_num_threads(threads);
+          check<float>(c, expected, 1);
+          check<double>(c, expected, 1 + variant % 3);
+        }
+        ++cases;
+      }
+    }
+    // Large enough that several threads take part.
+    Config config;
+    config.cell = static_cast<CellKind>(cell);
+    config.input_size = config.hidden_size = 160;
+    config.bidirectional = cell % 2;
+    kept.push_back(random_case(config, 12, 5, true, true));
+  }
+  std::vector<Result> expected;
+  for (const Case& c : kept) expected.push_back(naive(c));
+  for (const int threads : {2, 4}) {
+    set_num_threads(threads);
+    for (std::size_t i = 0; i < kept.size(); ++i) check<float>(kept[i], expected[i], 1);
+  }
+  // Calls from several threads at once: one gets the workers, the others run alone.
+  std::vector<std::thread> callers;
+  std::vector<Result> results(4);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    callers.emplace_back([&, i] { results[i] = run<float>(kept[i], 1); });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    compare(kept[i], "y of concurrent calls", results[i].y, expected[i].y, 2e-4);
+  }
+  std::printf("%s: %d passed, %d failed\n", kernel_table().isa, cases - failures, failures);
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
