@@ -89,8 +89,11 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
   const std::int64_t height = rows / tiles, taller = rows % tiles;
   const std::int64_t tallest = height + (taller > 0);
   // Few rows do not fill the registers: take several panels at once. A single row is bound by the
-  // stream of weights, and wants no more streams than hide the latency of a multiply-add.
-  const std::int64_t wanted = tallest == 1 ? accumulators / 2 : accumulators;
+  // stream of weights, and wants no more streams than just hide the latency of a multiply-add, unless
+  // the weights stay in L1.
+  constexpr std::int64_t l1_bytes = 40 * 1024;
+  const bool streams = panels * G * columns * vector_bytes > l1_bytes;
+  const std::int64_t wanted = tallest > 1 ? accumulators : streams ? accumulators / 4 : accumulators / 2;
   int together = 8;
   while (together > 1 && tallest * together * G > wanted) together /= 2;
 

@@ -40,7 +40,7 @@ struct InputTile {
 
 template <class T, int G>
 void input(const InputArguments<T>& in) {
-  for_each_tile<G>(InputTile<T, G>{in}, in.rows, in.panels, false);
+  for_each_tile<G>(InputTile<T, G>{in}, in.rows, in.panels, in.columns, false);
 }
 
 template <class T, class Cell>
@@ -130,7 +130,7 @@ struct StepTile {
 
 template <class T, class Cell>
 void step(const StepArguments<T>& s) {
-  for_each_tile<Cell::gates>(StepTile<T, Cell>{s}, s.rows, s.panels, s.descending);
+  for_each_tile<Cell::gates>(StepTile<T, Cell>{s}, s.rows, s.panels, s.columns, s.descending);
 }
 
 template <class T, ActivationFunction function>

@@ -34,6 +34,12 @@ constexpr int spins_before_yield = 1000;
 // 20 us on a virtual machine, as much as a whole short sequence.
 constexpr int spins_before_sleep = 1000;
 
+// After an offer that it missed by being asleep a worker looks longer (some 200 us): calls are coming.
+constexpr int spins_after_miss = 8000;
+
+// Longest that a call waits for workers, in seconds: several times what a sleeping one needs.
+constexpr double longest_patience = 500e-6;
+
 template <class Condition>
 void wait_until(const Condition& holds) {
   for (int spins = 0; !holds();) {
@@ -102,6 +108,7 @@ struct Pool {
   std::vector<std::unique_ptr<Worker>> workers;
   void (*call)(const void*, int) = nullptr;
   const void* work = nullptr;
+  bool missed = false;  // the last offer was not taken by all: do not wait as long for the next
 
   void grow(int count) {
     while (static_cast<int>(workers.size()) < count) {
@@ -121,15 +128,18 @@ struct Pool {
   // An offer is taken by offered -> joined, withdrawn by offered -> idle: whoever exchanges first.
   void serve(Worker* worker) {
     worker->state.store(idle, std::memory_order_release);
+    int spins = spins_before_sleep;
     for (std::uint32_t seen = 0;;) {
-      for (int i = 0; i < spins_before_sleep; ++i) {
+      for (int i = 0; i < spins; ++i) {
         if (worker->offers.load(std::memory_order_acquire) != seen) break;
         pause();
       }
       worker->offers.wait(seen, std::memory_order_acquire);
       seen = worker->offers.load(std::memory_order_acquire);
       std::uint32_t state = offered;
-      if (!worker->state.compare_exchange_strong(state, joined)) continue;
+      const bool missed = !worker->state.compare_exchange_strong(state, joined);
+      spins = missed ? spins_after_miss : spins_before_sleep;
+      if (missed) continue;
       wait_until([&] { return worker->state.load(std::memory_order_acquire) != joined; });
       if (worker->state.load(std::memory_order_relaxed) == running) call(work, worker->thread);
       worker->state.store(idle, std::memory_order_release);
@@ -191,13 +201,22 @@ Team::Team(int wanted, double patience) {
     worker.offers.notify_one();
   }
   using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  const auto patient = [&] { return std::chrono::duration<double>(Clock::now() - start).count() < patience; };
+  constexpr double after_miss = 1.0 / 16;
+  const auto deadline =
+      Clock::now() + std::chrono::duration<double>(std::min(patience, longest_patience) *
+                                                   (pool_->missed ? after_miss : 1.0));
+  pool_->missed = false;
   for (std::size_t i = 0; i < offers; ++i) {
     Pool::Worker& worker = *pool_->workers[i];
-    while (worker.state.load(std::memory_order_acquire) == Pool::offered && patient()) pause();
+    while (worker.state.load(std::memory_order_acquire) == Pool::offered && Clock::now() < deadline) {
+      pause();
+    }
     std::uint32_t state = Pool::offered;
-    if (!worker.state.compare_exchange_strong(state, Pool::idle)) worker.thread = size_++;
+    if (worker.state.compare_exchange_strong(state, Pool::idle)) {
+      pool_->missed = true;
+    } else {
+      worker.thread = size_++;
+    }
   }
 }
 

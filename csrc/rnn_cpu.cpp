@@ -587,7 +587,7 @@ class CpuNetwork : public Network<T> {
     lay_out(arena, *weights);
 
     constexpr std::size_t worth_a_team = 1 << 18;         // bytes
-    constexpr double seconds_per_byte = 1.0 / (4 << 30);  // of packing on one thread
+    constexpr double seconds_per_byte = 0.25e-9;  // of packing on one thread
     Team team(counting.used() > worth_a_team ? num_threads() : 1,
               static_cast<double>(counting.used()) * seconds_per_byte);
     team.run([&](int thread) {

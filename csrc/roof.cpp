@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -17,15 +18,18 @@ using Clock = std::chrono::steady_clock;
 // Runs work(thread), which returns an amount, on every thread again and again for `seconds`.
 template <class Work>
 double rate(int threads, double seconds, const Work& work) {
-  Team team(threads, 1.0);
-  if (team.size() < threads) throw std::runtime_error("the cores are busy: got fewer threads than asked for");
+  std::optional<Team> team;
+  for (int tries = 0; !team || team->size() < threads; ++tries) {
+    if (tries == 1000) throw std::runtime_error("the cores are busy: fewer threads than asked for");
+    team.emplace(threads, 1.0);
+  }
   struct alignas(cache_line) Amount {
     double value = 0;
   };
-  std::vector<Amount> done(static_cast<std::size_t>(team.size()));
+  std::vector<Amount> done(static_cast<std::size_t>(team->size()));
   const auto start = Clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
-  team.run([&](int thread) {
+  team->run([&](int thread) {
     double amount = 0;
     do {
       amount += work(thread);
