@@ -82,7 +82,8 @@ FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t r
 // Visits rows x panels in tiles: panels outside (a panel's weights stay in the nearest cache while
 // the rows pass), rows inside, in tiles of nearly equal height.
 template <int G, class Tile>
-FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels, bool descending) {
+FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels,
+                                  std::int64_t columns, bool descending) {
   if (rows == 0) return;
   constexpr int max_rows = max_tile_rows<G>();
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows;

@@ -202,9 +202,8 @@ Team::Team(int wanted, double patience) {
   }
   using Clock = std::chrono::steady_clock;
   constexpr double after_miss = 1.0 / 16;
-  const auto deadline =
-      Clock::now() + std::chrono::duration<double>(std::min(patience, longest_patience) *
-                                                   (pool_->missed ? after_miss : 1.0));
+  const auto deadline = Clock::now() + std::chrono::duration<double>(std::min(patience, longest_patience) *
+                                                                     (pool_->missed ? after_miss : 1.0));
   pool_->missed = false;
   for (std::size_t i = 0; i < offers; ++i) {
     Pool::Worker& worker = *pool_->workers[i];
