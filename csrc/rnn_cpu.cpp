@@ -586,8 +586,8 @@ class CpuNetwork : public Network<T> {
     Arena arena(weights->storage.reserve(counting.used()));
     lay_out(arena, *weights);
 
-    constexpr std::size_t worth_a_team = 1 << 18;         // bytes
-    constexpr double seconds_per_byte = 0.25e-9;  // of packing on one thread
+    constexpr std::size_t worth_a_team = 1 << 18;  // bytes
+    constexpr double seconds_per_byte = 0.25e-9;   // of packing on one thread
     Team team(counting.used() > worth_a_team ? num_threads() : 1,
               static_cast<double>(counting.used()) * seconds_per_byte);
     team.run([&](int thread) {

@@ -24,7 +24,7 @@ TRUTH: dict[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
 }
 names = pytest.mark.parametrize("name", TRUTH)
-dtypes = pytest.mark.parametrize("dtype", (np.float32, np.float64))
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def specials(dtype: Any) -> Array:

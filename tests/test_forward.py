@@ -57,9 +57,9 @@ def test_batches(cell: str, B: int, rng: Rng) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bidirectional", (False, True))
-@pytest.mark.parametrize("B", (None, 0, 1, 5))
-@pytest.mark.parametrize("T", (0, 1, 2, 50))
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("B", [None, 0, 1, 5])
+@pytest.mark.parametrize("T", [0, 1, 2, 50])
 @pytest.mark.parametrize("cell", CELLS)
 def test_steps(cell: str, T: int, B: int | None, bidirectional: bool, dtype: str, rng: Rng) -> None:
     check(
@@ -75,17 +75,17 @@ def test_steps(cell: str, T: int, B: int | None, bidirectional: bool, dtype: str
     )
 
 
-@pytest.mark.parametrize("T, B, H", ((50, 33, 203), (600, 1, 64), (40, 64, 32)))
+@pytest.mark.parametrize(("T", "B", "H"), [(50, 33, 203), (600, 1, 64), (40, 64, 32)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_longer_than_one_block_of_steps(cell: str, T: int, B: int, H: int, rng: Rng) -> None:
     check(cell, rng, T=T, B=B, input_size=3, hidden_size=H, bidirectional=True)
 
 
-@pytest.mark.parametrize("initial_state", (False, True))
-@pytest.mark.parametrize("bias", (False, True))
-@pytest.mark.parametrize("residual", (False, True))
+@pytest.mark.parametrize("initial_state", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
-@pytest.mark.parametrize("num_layers", (1, 2, 3))
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("cell", CELLS)
 def test_options(
     cell: str,
@@ -129,8 +129,8 @@ def test_residual_where_only_concatenated_sizes_agree(cell: str, rng: Rng) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
-@pytest.mark.parametrize("num_layers", (1, 2))
-@pytest.mark.parametrize("proj_size", (1, 5, 16, 30))
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("proj_size", [1, 5, 16, 30])
 @pytest.mark.parametrize("cell", LSTM_CELLS)
 def test_projection(
     cell: str, proj_size: int, num_layers: int, direction: dict[str, Any], dtype: str, rng: Rng
@@ -152,8 +152,8 @@ def test_projection(
     )
 
 
-@pytest.mark.parametrize("with_resets", (False, True))
-@pytest.mark.parametrize("lengths", (None, *LENGTHS))
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("lengths", [None, *LENGTHS])
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_lengths_and_resets(
@@ -207,7 +207,7 @@ def test_every_combination_of_three_resets(cell: str, rng: Rng) -> None:
         )
 
 
-@pytest.mark.parametrize("bidirectional", (False, True))
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_resets_equal_running_the_pieces(cell: str, bidirectional: bool, rng: Rng) -> None:
     T = 11
@@ -277,7 +277,7 @@ def test_nan_in_the_state_propagates(cell: str, rng: Rng) -> None:
         assert np.isfinite(output[:, [0, 2, 3]]).all()
 
 
-@pytest.mark.parametrize("bidirectional", (False, True))
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_reset_forgets_nan(cell: str, bidirectional: bool, rng: Rng) -> None:
     """A state is dropped by a reset, not multiplied by zero."""
@@ -332,7 +332,7 @@ def test_infinite_input(cell: str, dtype: str, rng: Rng) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", (1e2, 1e4, 1e30))
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_input(cell: str, scale: float, dtype: str, rng: Rng) -> None:
     layer = make_layer(cell, 1, 18, rng, dtype=dtype)
@@ -380,8 +380,8 @@ def dropout_mask(T: int, B: int, dropout: float, seed: int, **options: Any) -> A
     return mask
 
 
-@pytest.mark.parametrize("bidirectional", (False, True))
-@pytest.mark.parametrize("dropout", (0.1, 0.5, 0.8))
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.8])
 def test_dropout_statistics(dropout: float, bidirectional: bool) -> None:
     mask = dropout_mask(50, 64, dropout, 1, bidirectional=bidirectional)
     dropped = mask == 0
@@ -431,7 +431,7 @@ def test_dropout_of_everything() -> None:
     assert_same_bits(dropout_mask(6, 5, 1.0, 1), np.zeros((6, 5, 20), np.float32))
 
 
-@pytest.mark.parametrize("bidirectional", (False, True))
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_dropout_against_the_oracle(bidirectional: bool, rng: Rng) -> None:
     mask = dropout_mask(6, 5, 0.4, 9, bidirectional=bidirectional)
     options: dict[str, Any] = {"bidirectional": bidirectional, "residual": True}

@@ -162,7 +162,7 @@ def test_batch_first_expects_its_own_layout(rng: Rng) -> None:
         layer(zeros(B, T, INPUTS), lengths=[5, 6, 1])
 
 
-@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("training", [True, False])
 def test_failed_calls_leave_the_layer_as_it_was(training: bool, rng: Rng) -> None:
     """Neither parameters nor the place in the sequence of dropout masks may move."""
     layers = [fastrnn.GRU(INPUTS, H, 2, dropout=0.5, seed=3) for _ in range(2)]
@@ -237,8 +237,8 @@ def with_layout(state: Any, layout: Callable[[Array], Array]) -> Any:
     return parts if isinstance(state, tuple) else parts[0]
 
 
-@pytest.mark.parametrize("dtype", ("float32", "float64"))
-@pytest.mark.parametrize("batch_first", (False, True))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_layout_gives_the_same_bits(
@@ -259,7 +259,7 @@ def test_any_layout_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("B", (1, 7))
+@pytest.mark.parametrize("B", [1, 7])
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_layout_gives_the_same_bits_in_step(cell: str, B: int, layout: str, rng: Rng) -> None:
     change = LAYOUTS[layout]
@@ -315,9 +315,9 @@ def test_torch_tensor_as_input(rng: Rng) -> None:
     assert_same_bits(final, expected_final)
 
 
-@pytest.mark.parametrize("T", (0, 1, 5))
+@pytest.mark.parametrize("T", [0, 1, 5])
 @pytest.mark.parametrize(
-    "cell, projection",
+    ("cell", "projection"),
     [(cell, {}) for cell in CELLS] + [(cell, {"proj_size": 4}) for cell in LSTM_CELLS],
     ids=str,
 )

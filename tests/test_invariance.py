@@ -38,7 +38,7 @@ DIRECTIONS: tuple[dict[str, Any], ...] = (
     {"num_layers": 2, "bidirectional": True, "merge": "sum", "residual": True},
 )
 
-forms = pytest.mark.parametrize("cell, form", FORMS, ids=str)
+forms = pytest.mark.parametrize(("cell", "form"), FORMS, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -50,7 +50,7 @@ def rows(state: Any, pick: Any) -> Any:
 
 # B, H: a row split over threads, a batch split, both odd, more threads than units, less work
 # than a barrier costs.
-@pytest.mark.parametrize("B, H", ((1, 203), (33, 64), (5, 203), (2, 16), (1, 1), (4, 512)))
+@pytest.mark.parametrize(("B", "H"), [(1, 203), (33, 64), (5, 203), (2, 16), (1, 1), (4, 512)])
 @pytest.mark.parametrize("options", DIRECTIONS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads(cell: str, options: dict[str, Any], B: int, H: int, rng: Rng) -> None:
@@ -71,7 +71,7 @@ def test_threads(cell: str, options: dict[str, Any], B: int, H: int, rng: Rng) -
             assert_same_bits(final, expected_final)
 
 
-@pytest.mark.parametrize("H", (37, 256))
+@pytest.mark.parametrize("H", [37, 256])
 @forms
 def test_threads_in_step(cell: str, form: dict[str, Any], H: int, rng: Rng) -> None:
     layer = make_layer(cell, 19, H, rng, num_layers=2, **form)
@@ -145,8 +145,8 @@ def test_unbatched_against_a_batch_of_one(cell: str, rng: Rng) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("B", (None, 1, 2, 7, 33))
-@pytest.mark.parametrize("num_layers", (1, 3))
+@pytest.mark.parametrize("B", [None, 1, 2, 7, 33])
+@pytest.mark.parametrize("num_layers", [1, 3])
 @forms
 def test_sequence_against_step(
     cell: str, form: dict[str, Any], num_layers: int, B: int | None, dtype: str, rng: Rng

@@ -74,11 +74,11 @@ def check_torch(
         assert_close(ours, theirs, bound)
 
 
-@pytest.mark.parametrize("dtype", ("float32", "float64"))
-@pytest.mark.parametrize("batch_first", (False, True))
-@pytest.mark.parametrize("bias", (False, True))
-@pytest.mark.parametrize("bidirectional", (False, True))
-@pytest.mark.parametrize("num_layers", (1, 2, 3))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("cell", TORCH)
 def test_torch(
     cell: str,
@@ -105,9 +105,9 @@ def test_torch(
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("bidirectional", (False, True))
-@pytest.mark.parametrize("num_layers", (1, 2))
-@pytest.mark.parametrize("lengths", (None, LENGTHS), ids=("full", "lengths"))
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=("full", "lengths"))
 def test_torch_projection(
     lengths: list[int] | None, num_layers: int, bidirectional: bool, rng: Rng
 ) -> None:
@@ -123,8 +123,8 @@ def test_torch_projection(
     )
 
 
-@pytest.mark.parametrize("batch_first", (False, True))
-@pytest.mark.parametrize("bidirectional", (False, True))
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", TORCH)
 def test_torch_unbatched(cell: str, bidirectional: bool, batch_first: bool, rng: Rng) -> None:
     check_torch(
@@ -220,7 +220,7 @@ def run_onnx(
     return output.swapaxes(1, 2).reshape(T, B, -1), *final  # (T, D, B, H) to (T, B, D*H)
 
 
-@pytest.mark.parametrize("bidirectional", (False, True))
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_onnxruntime(cell: str, bidirectional: bool, rng: Rng) -> None:
     T, B = 7, 5

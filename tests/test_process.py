@@ -93,7 +93,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     )
 
 
-@pytest.mark.parametrize("first", ("fastrnn", "torch"))
+@pytest.mark.parametrize("first", ["fastrnn", "torch"])
 def test_beside_torch(first: str) -> None:
     """Two OpenMP runtimes in one process, loaded in either order and used in turns."""
     pytest.importorskip("torch")
@@ -131,7 +131,7 @@ def call_from_many(layers: list[Any], inputs: list[Any]) -> None:
             done.result()
 
 
-@pytest.mark.parametrize("training", (False, True))
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_layer_from_many_threads(cell: str, training: bool, rng: np.random.Generator) -> None:
     layer = make_layer(cell, 16, 96, rng, num_layers=2)

@@ -572,10 +572,7 @@ def test_load_state_dict_not_strict() -> None:
 )
 def test_copies_are_equal_and_independent(text: str, duplicate: Any, training: bool) -> None:
     layer = eval(text, vars(fastrnn).copy()).train(training)
-    if duplicate == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        twin = duplicate(layer)
+    twin = pickle.loads(pickle.dumps(layer)) if duplicate == "pickle" else duplicate(layer)
     assert repr(twin) == text
     assert twin.training == training
     expected = layer(input_of(layer))

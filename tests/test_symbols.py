@@ -62,13 +62,13 @@ def test_own_symbols_are_no_leak() -> None:
 
 @pytest.mark.parametrize(
     "leak",
-    (
+    [
         "0000000000000000 W std::vector<float, std::allocator<float> >::~vector()",
         "0000000000000000 u fastrnn::shared_table",
         "0000000000000010 T fastrnn::gemm(float const*)",
         "0000000000000010 V typeinfo name for fastrnn::Problem",
         "0000000000000010 W float fastrnn::sigmoid<float>(float)",
-    ),
+    ],
 )
 def test_leak_is_found(leak: str) -> None:
     assert leaks_in(names_in(LISTING + leak + "\n")) == [leak[19:]]

@@ -38,7 +38,7 @@ def test_parity(isa: str) -> None:
     assert result.stdout.strip() == isa
 
 
-@pytest.mark.parametrize("module", ("test_activations.py", "test_invariance.py"))
+@pytest.mark.parametrize("module", ["test_activations.py", "test_invariance.py"])
 def test_module(module: str) -> None:
     """What holds a target's own code rather than the driver's, on the targets not in use here."""
     for isa in set(ISAS) - {functional.config()["isa"]}:
@@ -46,7 +46,7 @@ def test_module(module: str) -> None:
         assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("isa", ("nowhere", "", "AVX2 "))
+@pytest.mark.parametrize("isa", ["nowhere", "", "AVX2 "])
 def test_unknown_name_is_loud(isa: str) -> None:
     result = run(isa, "-c", "import fastrnn; fastrnn.GRU(2, 3)")
     assert result.returncode != 0
