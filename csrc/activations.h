@@ -88,6 +88,16 @@ FASTRNN_HD inline T minimum(T bound, T x) {
   return x > bound ? bound : x;
 }
 
+template <class T>
+FASTRNN_HD inline T magnitude(T x) {
+  return std::fabs(x);
+}
+
+template <class T>
+FASTRNN_HD inline T with_sign_of(T sign, T nonnegative) {
+  return std::copysign(nonnegative, sign);
+}
+
 // x * 2^n with one rounding; n holds an integer.
 template <class T>
 FASTRNN_HD inline T scale_by_power(T x, T n) {
@@ -129,15 +139,15 @@ FASTRNN_HD inline V sigmoid(V x) {
   return e / (e + V(1));
 }
 
-// With t = e^(2x) - 1: tanh x = t / (t + 2). t is formed without cancellation.
+// With t = e^(2|x|) - 1: tanh |x| = t / (t + 2), and tanh is odd. t is formed without cancellation.
 template <class V>
 FASTRNN_HD inline V hyperbolic_tangent(V x) {
   using E = Exponential<typename LaneOf<V>::type>;
   V n, p;
-  V r = reduce(minimum(V(E::saturation), maximum(V(-E::saturation), x + x)), n, p);
+  V r = reduce(minimum(V(E::saturation), magnitude(x + x)), n, p);
   V power = scale_by_power(V(1), n);
   V t = multiply_add(power, multiply_add(p, r * r, r), power - V(1));
-  return t / (t + V(2));
+  return with_sign_of(x, t / (t + V(2)));
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

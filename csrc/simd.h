@@ -156,6 +156,23 @@ FASTRNN_INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) {
 }
 #endif
 
+template <class T>
+FASTRNN_INLINE typename Register<T>::RawInteger sign_bit(Vec<T> x) {
+  using RawInteger = typename Register<T>::RawInteger;
+  return reinterpret_cast<RawInteger>(x.raw) & reinterpret_cast<RawInteger>(Vec<T>(T(-0.0)).raw);
+}
+template <class T>
+FASTRNN_INLINE Vec<T> magnitude(Vec<T> x) {
+  using RawInteger = typename Register<T>::RawInteger;
+  return reinterpret_cast<typename Register<T>::Raw>(reinterpret_cast<RawInteger>(x.raw) ^ sign_bit(x));
+}
+template <class T>
+FASTRNN_INLINE Vec<T> with_sign_of(Vec<T> sign, Vec<T> nonnegative) {
+  using RawInteger = typename Register<T>::RawInteger;
+  return reinterpret_cast<typename Register<T>::Raw>(reinterpret_cast<RawInteger>(nonnegative.raw) |
+                                                     sign_bit(sign));
+}
+
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) {
   return Vec<float>(_mm512_maskz_scalef_ps(static_cast<__mmask16>(-1), x.raw, n.raw));

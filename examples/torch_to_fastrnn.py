@@ -20,6 +20,8 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 
 class Classifier(torch.nn.Module):
+    """The last state of a GRU over the rows, then ten logits."""
+
     def __init__(self) -> None:
         super().__init__()
         self.gru = torch.nn.GRU(input_size=8, hidden_size=64, batch_first=True)

@@ -416,7 +416,7 @@ def test_what_numpy_would_copy_is_refused(cls: Any) -> None:
         layer.step([0.0] * 8)
     with pytest.raises(TypeError, match="x: expected an array, got list"):
         layer([[0.0] * 8])
-    with pytest.raises(TypeError, match="state: expected an array, got (float|str)"):
+    with pytest.raises(TypeError, match=r"state: expected an array, got (float|str)"):
         layer(np.zeros((4, 8)), ("h", "c") if cls is fastrnn.LSTM else 0.0)
 
 
