@@ -246,6 +246,10 @@ Case random_case(const Config& config, std::int64_t steps, std::int64_t batch, b
     std::int64_t size = 1;
     for (const std::int64_t axis : parameter.shape) size *= axis;
     c.parameters.push_back(random_array(size));
+    // Larger recurrent weights make a chaotic network, which no tolerance fits.
+    const float scale = 1 / std::sqrt(static_cast<float>(parameter.shape.back()));
+    if (parameter.shape.size() != 2) continue;
+    for (double& weight : c.parameters.back()) weight = static_cast<float>(weight) * scale;
   }
   c.x = random_array(steps * batch * config.input_size);
   c.h0 = random_array(c.chains() * batch * config.state_size());
@@ -273,7 +277,7 @@ void compare(const Case& c, const char* what, const Array& got, const Array& exp
 
 template <class T>
 void check(const Case& c, const Result& expected, std::int64_t gap) {
-  const double tolerance = sizeof(T) == 4 ? 2e-4 : 1e-11;
+  const double tolerance = sizeof(T) == 4 ? 1e-5 : 1e-13;
   const Result got = run<T>(c, gap);
   compare(c, "y", got.y, expected.y, tolerance);
   compare(c, "h_n", got.hn, expected.hn, tolerance);
