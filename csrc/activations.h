@@ -9,10 +9,11 @@
 #include <cmath>
 #include <cstdint>
 
+// Always inlined on the host: a call would pass a Wide through memory.
 #if defined(__CUDACC__)
 #define FASTRNN_HD __host__ __device__
 #else
-#define FASTRNN_HD
+#define FASTRNN_HD __attribute__((always_inline))
 #endif
 
 // Each instruction set compiles this file into a namespace of its own: a weak symbol shared between

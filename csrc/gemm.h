@@ -67,6 +67,54 @@ constexpr int max_tile_rows() {
   return fit > 8 ? (G == 1 ? 6 : 8) : fit;
 }
 
+// Where the accumulators of a tile begin, and how their results lie.
+template <class T>
+struct TileStart {
+  const T* base;
+  std::int64_t row_stride, panel_stride;
+  int gate_offset[4];
+};
+
+// Lane-wise math on slots that were just formed.
+template <class T>
+using Finish = void (*)(const ProductArguments<T>&, std::int64_t row, std::int64_t rows, std::int64_t panel,
+                        std::int64_t panels);
+
+template <class T, int G>
+struct Tile {
+  const ProductArguments<T>& p;
+  const TileStart<T> start;
+  const int (&slot_of)[4];
+
+  template <int MR, int NP>
+  FASTRNN_INLINE void run(std::int64_t row, std::int64_t panel) const {
+    using V = Vec<T>;
+    constexpr int lanes = V::lanes;
+    const T* operand[MR];
+    V sum[MR][NP * G];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      operand[m] = p.operand_rows ? p.operand_rows[row + m] : p.operand + (row + m) * p.operand_stride;
+#pragma GCC unroll 8
+      for (int n = 0; n < NP; ++n) {
+        const T* from = start.base + (row + m) * start.row_stride + (panel + n) * start.panel_stride;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[m][n * G + g] = V::load(from + start.gate_offset[g]);
+      }
+    }
+    multiply<MR, NP, G>(sum, operand, p.weight + panel * p.columns * G * lanes, p.columns);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < NP; ++n) {
+        T* to = p.slots + (row + m) * p.slots_stride + (panel + n) * p.slots_per_unit * lanes;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[m][n * G + g].store(to + slot_of[g] * lanes);
+      }
+    }
+  }
+};
+
 template <int MR, int NP, int G, class Tile>
 FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t row, std::int64_t panel) {
   if constexpr (MR * NP * G <= accumulators) {
@@ -79,11 +127,12 @@ FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t r
   return false;
 }
 
-// Visits rows x panels in tiles: panels outside (a panel's weights stay in the nearest cache while
-// the rows pass), rows inside, in tiles of nearly equal height.
-template <int G, class Tile>
+// Visits rows x panels in tiles, and calls finish(row, rows, panel, panels) on what is complete: panels
+// outside (a panel's weights stay in the nearest cache while the rows pass), rows inside, in tiles of nearly
+// equal height.
+template <int G, class Tile, class Finish>
 FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels,
-                                  std::int64_t columns, bool descending) {
+                                  std::int64_t columns, bool descending, const Finish& finish) {
   if (rows == 0) return;
   constexpr int max_rows = max_tile_rows<G>();
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
@@ -102,7 +151,7 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
     std::int64_t count = together;
     while (count > panels - done) count /= 2;
     const std::int64_t panel = descending ? panels - done - count : done;
-    std::int64_t row = 0;
+    std::int64_t row = 0, finished = 0;
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t now = height + (t < taller);
       switch (count) {
@@ -119,9 +168,33 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
           run_tile<max_rows, 1, G>(tile, now, row, panel);
       }
       row += now;
+      // Often enough that the slots are still in L1, and no more often.
+      if ((row - finished) * count * G >= 128 || row == rows) {
+        finish(finished, row - finished, panel, count);
+        finished = row;
+      }
     }
     done += count;
   }
+}
+
+enum class Start { bias, slots, zero };
+
+template <class T, int G>
+__attribute__((noinline)) void product(const ProductArguments<T>& p, Start start, const int (&slot_of)[4],
+                                       Finish<T> finish) {
+  constexpr int lanes = Vec<T>::lanes;
+  alignas(64) static constexpr T zero[lanes] = {};
+  TileStart<T> from{zero, 0, 0, {}};
+  if (start == Start::bias) from = {p.bias, 0, G * lanes, {0, lanes, 2 * lanes, 3 * lanes}};
+  if (start == Start::slots) {
+    from = {p.slots, p.slots_stride, p.slots_per_unit * lanes, {}};
+    for (int g = 0; g < G; ++g) from.gate_offset[g] = slot_of[g] * lanes;
+  }
+  for_each_tile<G>(Tile<T, G>{p, from, slot_of}, p.rows, p.panels, p.columns, p.descending,
+                   [&](std::int64_t row, std::int64_t rows, std::int64_t panel, std::int64_t panels) {
+                     if (finish) finish(p, row, rows, panel, panels);
+                   });
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

@@ -1,5 +1,6 @@
 // Vec<T>: one SIMD register of T in GCC/Clang vector extensions, plus the few intrinsics that those
-// cannot express. Compiled once per target inside the target's namespace. No STL in here.
+// cannot express; Wide<T, N>: N of them. Compiled once per target inside the target's namespace. No STL
+// in here.
 #pragma once
 
 #if defined(__x86_64__)
@@ -195,5 +196,73 @@ FASTRNN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n) {
   return x.raw * reinterpret_cast<typename R::Raw>(first) * reinterpret_cast<typename R::Raw>(second);
 }
 #endif
+
+// N registers that go through the same math side by side. An activation is one chain of 13 operations of
+// 4 cycles each; a core looks ahead some hundred operations, which is too few chains when they stand one
+// after the other: six abreast take 9.3 ns per LSTM vector, one at a time 14.1 ns.
+template <class T, int N>
+struct Wide {
+  Vec<T> part[N];
+
+  Wide() = default;
+  FASTRNN_INLINE explicit Wide(T x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) part[i] = Vec<T>(x);
+  }
+};
+
+template <class T, int N>
+struct LaneOf<Wide<T, N>> {
+  using type = T;
+};
+
+template <class T, int N, class Function, class... Operands>
+FASTRNN_INLINE Wide<T, N> for_each_part(Function function, const Wide<T, N>& first, const Operands&... rest) {
+  Wide<T, N> result;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) result.part[i] = function(first.part[i], rest.part[i]...);
+  return result;
+}
+
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> operator+(const Wide<T, N>& a, const Wide<T, N>& b) {
+  return for_each_part([](Vec<T> x, Vec<T> y) { return x + y; }, a, b);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> operator-(const Wide<T, N>& a, const Wide<T, N>& b) {
+  return for_each_part([](Vec<T> x, Vec<T> y) { return x - y; }, a, b);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> operator*(const Wide<T, N>& a, const Wide<T, N>& b) {
+  return for_each_part([](Vec<T> x, Vec<T> y) { return x * y; }, a, b);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> operator/(const Wide<T, N>& a, const Wide<T, N>& b) {
+  return for_each_part([](Vec<T> x, Vec<T> y) { return x / y; }, a, b);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> multiply_add(const Wide<T, N>& a, const Wide<T, N>& b, const Wide<T, N>& c) {
+  return for_each_part([](Vec<T> x, Vec<T> y, Vec<T> z) { return multiply_add(x, y, z); }, a, b, c);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> maximum(const Wide<T, N>& bound, const Wide<T, N>& x) {
+  return for_each_part([](Vec<T> b, Vec<T> v) { return maximum(b, v); }, bound, x);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> minimum(const Wide<T, N>& bound, const Wide<T, N>& x) {
+  return for_each_part([](Vec<T> b, Vec<T> v) { return minimum(b, v); }, bound, x);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> magnitude(const Wide<T, N>& x) {
+  return for_each_part([](Vec<T> v) { return magnitude(v); }, x);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> with_sign_of(const Wide<T, N>& sign, const Wide<T, N>& nonnegative) {
+  return for_each_part([](Vec<T> s, Vec<T> v) { return with_sign_of(s, v); }, sign, nonnegative);
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> scale_by_power(const Wide<T, N>& x, const Wide<T, N>& n) {
+  return for_each_part([](Vec<T> v, Vec<T> power) { return scale_by_power(v, power); }, x, n);
+}
 
 }  // namespace fastrnn::FASTRNN_TARGET
