@@ -71,8 +71,8 @@ void lstm_slice(std::int64_t rows, std::int64_t width, std::int64_t units) {
   }
   const double flops = 2.0 * static_cast<double>(rows * units * gates * width);
 
-  ProductArguments<float> input{};
-  input.operand_rows = x_rows.data();
+  InputArguments<float> input{};
+  input.x = x_rows.data();
   input.rows = rows;
   input.panels = units / kernels.lanes;
   input.columns = width;

@@ -49,7 +49,7 @@ struct Phase {
   static constexpr bool keeps_slots = false;  // a later phase of the same step reads them
   static constexpr int slot_offset = 0;       // where the phase's slots begin among the cell's
   static constexpr int first_slot = 0;        // slot of the phase's first recurrent product
-  static constexpr int separate = -1;         // gate whose recurrent product has a slot of its own, the last
+  static constexpr int separate = -1;         // gate whose recurrent product has a slot of its own
 };
 
 // h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)                                    (Elman 1990)
@@ -99,7 +99,7 @@ FASTRNN_HD inline V interpolate(V z, V n, V h) {
 struct Gru : Phase {
   static constexpr int gates = 3, slots = 4;
   static constexpr bool reads_h = true;
-  static constexpr int separate = 2;  // slot[3]: b_hn, to which W_hn h_{t-1} is added
+  static constexpr int separate = 2;  // slot[3] holds W_hn h_{t-1} + b_hn
 
   template <class V>
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {

@@ -67,57 +67,27 @@ constexpr int max_tile_rows() {
   return fit > 8 ? (G == 1 ? 6 : 8) : fit;
 }
 
-// Where the accumulators of a tile begin, and how their results lie.
-template <class T>
-struct TileStart {
-  const T* base;
-  std::int64_t row_stride, panel_stride;
-  int gate_offset[4];
-};
+// How many panels to take at once for `rows` rows, where few rows do not fill the registers. A single row
+// is bound by the stream of weights, and wants no more streams than just hide the latency of a
+// multiply-add, unless the weights stay in L1.
+template <int G>
+constexpr int panels_at_once(std::int64_t rows, bool streams) {
+  const int wanted = rows > 1 ? accumulators : streams ? 6 : 12;
+  int panels = 8;
+  while (panels > 1 && rows * panels * G > wanted) panels /= 2;
+  return panels == 8 && rows > 1 ? 4 : panels == 2 && G == 1 ? 1 : panels;
+}
 
-// Lane-wise math on slots that were just formed.
-template <class T>
-using Finish = void (*)(const ProductArguments<T>&, std::int64_t row, std::int64_t rows, std::int64_t panel,
-                        std::int64_t panels);
-
-template <class T, int G>
-struct Tile {
-  const ProductArguments<T>& p;
-  const TileStart<T> start;
-  const int (&slot_of)[4];
-
-  template <int MR, int NP>
-  FASTRNN_INLINE void run(std::int64_t row, std::int64_t panel) const {
-    using V = Vec<T>;
-    constexpr int lanes = V::lanes;
-    const T* operand[MR];
-    V sum[MR][NP * G];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      operand[m] = p.operand_rows ? p.operand_rows[row + m] : p.operand + (row + m) * p.operand_stride;
-#pragma GCC unroll 8
-      for (int n = 0; n < NP; ++n) {
-        const T* from = start.base + (row + m) * start.row_stride + (panel + n) * start.panel_stride;
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sum[m][n * G + g] = V::load(from + start.gate_offset[g]);
-      }
-    }
-    multiply<MR, NP, G>(sum, operand, p.weight + panel * p.columns * G * lanes, p.columns);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-      for (int n = 0; n < NP; ++n) {
-        T* to = p.slots + (row + m) * p.slots_stride + (panel + n) * p.slots_per_unit * lanes;
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sum[m][n * G + g].store(to + slot_of[g] * lanes);
-      }
-    }
-  }
-};
+// The tiles that for_each_tile asks for, and no others: each is some kilobytes of code. Panels that are
+// left over go two at a time and one by one; with a single gate only one by one.
+template <int NP, int G>
+constexpr bool tile_exists(int rows) {
+  return NP == 1 || (NP <= panels_at_once<G>(rows, false) && (NP != 2 || G > 1));
+}
 
 template <int MR, int NP, int G, class Tile>
 FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t row, std::int64_t panel) {
-  if constexpr (MR * NP * G <= accumulators) {
+  if constexpr (tile_exists<NP, G>(MR)) {
     if (rows == MR) {
       tile.template run<MR, NP>(row, panel);
       return true;
@@ -127,31 +97,24 @@ FASTRNN_INLINE bool run_tile(const Tile& tile, std::int64_t rows, std::int64_t r
   return false;
 }
 
-// Visits rows x panels in tiles, and calls finish(row, rows, panel, panels) on what is complete: panels
-// outside (a panel's weights stay in the nearest cache while the rows pass), rows inside, in tiles of nearly
-// equal height.
-template <int G, class Tile, class Finish>
+// Visits rows x panels in tiles: panels outside (a panel's weights stay in the nearest cache while
+// the rows pass), rows inside, in tiles of nearly equal height.
+template <int G, class Tile>
 FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int64_t panels,
-                                  std::int64_t columns, bool descending, const Finish& finish) {
+                                  std::int64_t columns, bool descending) {
   if (rows == 0) return;
   constexpr int max_rows = max_tile_rows<G>();
   const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
   const std::int64_t height = rows / tiles, taller = rows % tiles;
   const std::int64_t tallest = height + (taller > 0);
-  // Few rows do not fill the registers: take several panels at once. A single row is bound by the
-  // stream of weights, and wants no more streams than just hide the latency of a multiply-add, unless
-  // the weights stay in L1.
   constexpr std::int64_t l1_bytes = 40 * 1024;
-  const bool streams = panels * G * columns * vector_bytes > l1_bytes;
-  const std::int64_t wanted = tallest > 1 ? accumulators : streams ? accumulators / 4 : accumulators / 2;
-  int together = 8;
-  while (together > 1 && tallest * together * G > wanted) together /= 2;
+  const int together = panels_at_once<G>(tallest, panels * G * columns * vector_bytes > l1_bytes);
 
   for (std::int64_t done = 0; done < panels;) {
     std::int64_t count = together;
-    while (count > panels - done) count /= 2;
+    while (count > panels - done || (G == 1 && count == 2)) count /= 2;
     const std::int64_t panel = descending ? panels - done - count : done;
-    std::int64_t row = 0, finished = 0;
+    std::int64_t row = 0;
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t now = height + (t < taller);
       switch (count) {
@@ -168,33 +131,9 @@ FASTRNN_INLINE void for_each_tile(const Tile& tile, std::int64_t rows, std::int6
           run_tile<max_rows, 1, G>(tile, now, row, panel);
       }
       row += now;
-      // Often enough that the slots are still in L1, and no more often.
-      if ((row - finished) * count * G >= 128 || row == rows) {
-        finish(finished, row - finished, panel, count);
-        finished = row;
-      }
     }
     done += count;
   }
-}
-
-enum class Start { bias, slots, zero };
-
-template <class T, int G>
-__attribute__((noinline)) void product(const ProductArguments<T>& p, Start start, const int (&slot_of)[4],
-                                       Finish<T> finish) {
-  constexpr int lanes = Vec<T>::lanes;
-  alignas(64) static constexpr T zero[lanes] = {};
-  TileStart<T> from{zero, 0, 0, {}};
-  if (start == Start::bias) from = {p.bias, 0, G * lanes, {0, lanes, 2 * lanes, 3 * lanes}};
-  if (start == Start::slots) {
-    from = {p.slots, p.slots_stride, p.slots_per_unit * lanes, {}};
-    for (int g = 0; g < G; ++g) from.gate_offset[g] = slot_of[g] * lanes;
-  }
-  for_each_tile<G>(Tile<T, G>{p, from, slot_of}, p.rows, p.panels, p.columns, p.descending,
-                   [&](std::int64_t row, std::int64_t rows, std::int64_t panel, std::int64_t panels) {
-                     if (finish) finish(p, row, rows, panel, panels);
-                   });
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

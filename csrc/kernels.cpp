@@ -9,116 +9,144 @@
 namespace fastrnn::FASTRNN_TARGET {
 namespace {
 
-// The recurrent product of a `separate` gate starts from its bias.
-template <class T>
-void start_separate(const ProductArguments<T>& p, std::int64_t row, std::int64_t rows, std::int64_t panel,
-                    std::int64_t panels) {
-  constexpr int lanes = Vec<T>::lanes;
-  for (std::int64_t r = row; r < row + rows; ++r) {
-    for (std::int64_t unit = panel; unit < panel + panels; ++unit) {
-      T* slots = p.slots + r * p.slots_stride + unit * p.slots_per_unit * lanes;
-      Vec<T>::load(p.separate_bias + unit * lanes).store(slots + (p.slots_per_unit - 1) * lanes);
+template <class T, int G>
+struct InputTile {
+  const InputArguments<T>& in;
+
+  template <int MR, int NP>
+  FASTRNN_INLINE void run(std::int64_t row, std::int64_t panel) const {
+    using V = Vec<T>;
+    constexpr int lanes = V::lanes;
+    const T* x[MR];
+    V sum[MR][NP * G];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      x[m] = in.x[row + m];
+#pragma GCC unroll 16
+      for (int j = 0; j < NP * G; ++j) sum[m][j] = V::load(in.bias + (panel * G + j) * lanes);
+    }
+    multiply<MR, NP, G>(sum, x, in.weight + panel * in.columns * G * lanes, in.columns);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) {
+        T* slots = in.slots + (row + m) * in.slots_stride + (panel + p) * in.slots_per_unit * lanes;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[m][p * G + g].store(slots + g * lanes);
+      }
     }
   }
-}
+};
 
 template <class T, int G>
-void input(const ProductArguments<T>& p) {
-  constexpr int slot_of[4] = {0, 1, 2, 3};
-  product<T, G>(p, Start::bias, slot_of, p.separate_bias ? start_separate<T> : nullptr);
+void input(const InputArguments<T>& in) {
+  for_each_tile<G>(InputTile<T, G>{in}, in.rows, in.panels, in.columns, false);
 }
 
-// The cell's math for N vectors of units: of N rows from `row` on, or of N panels from `panel` on.
-template <class T, class Cell, int N>
-FASTRNN_INLINE void run_cell(const StepArguments<T>& s, std::int64_t row, std::int64_t panel, bool rows) {
-  using V = Vec<T>;
-  using W = Wide<T, N>;
-  constexpr int lanes = V::lanes;
-  const std::int64_t unit = panel * lanes;
-  T* const slots = s.slots + row * s.slots_stride + (panel * s.slots_per_unit + Cell::slot_offset) * lanes;
-  const std::int64_t slots_stride = rows ? s.slots_stride : s.slots_per_unit * lanes;
-  const std::int64_t h_stride = rows ? s.h_stride : lanes, c_stride = rows ? s.c_stride : lanes;
-  const std::int64_t result_stride = rows ? s.result_stride : lanes;
-  W slot[Cell::slots];
-  State<W> state{};
-  Peephole<W> peep{};
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < Cell::slots; ++j) slot[j].part[i] = V::load(slots + i * slots_stride + j * lanes);
-    if constexpr (Cell::reads_h) {
-      state.h.part[i] = V::load(s.h_previous + row * s.h_stride + unit + i * h_stride);
-    }
-    if constexpr (Cell::has_cell_state) {
-      state.c.part[i] = V::load(s.c_previous + row * s.c_stride + unit + i * c_stride);
-    }
-    if constexpr (Cell::has_peephole) {
-      const T* weights = s.peephole + (unit + (rows ? 0 : i * lanes)) * 3;
-      peep.i.part[i] = V::load(weights);
-      peep.f.part[i] = V::load(weights + lanes);
-      peep.o.part[i] = V::load(weights + 2 * lanes);
-    }
-  }
-  Cell::forward(slot, state, peep);
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-    if (Cell::keeps_slots || s.keep_slots) {
-#pragma GCC unroll 4
-      for (int j = 0; j < Cell::slots; ++j) slot[j].part[i].store(slots + i * slots_stride + j * lanes);
-    }
-    if constexpr (Cell::has_cell_state) {
-      state.c.part[i].store(s.c + row * s.c_stride + unit + i * c_stride);
-    }
-    const V h = state.h.part[i];
-    h.store(s.result + row * s.result_stride + unit + i * result_stride);
-    if (!s.y) continue;
-    const std::int64_t own = rows ? unit : unit + i * lanes;
-    T* const y = s.y[rows ? row + i : row] + own;
-    if (own + lanes <= s.units) {
-      h.store(y);
-    } else {
-      h.store_partial(y, static_cast<int>(s.units - own));
-    }
-  }
-}
-
-template <class T, class Cell, int N>
-FASTRNN_INLINE void run_cell_of(int count, const StepArguments<T>& s, std::int64_t row, std::int64_t panel,
-                                bool rows) {
-  if (count == N) {
-    run_cell<T, Cell, N>(s, row, panel, rows);
-  } else if constexpr (N > 1) {
-    run_cell_of<T, Cell, N - 1>(count, s, row, panel, rows);
-  }
-}
-
-// The cell's math on finished products, in groups of nearly equal size, each as many vectors as it pays
-// to have in flight.
 template <class T, class Cell>
-void finish(const ProductArguments<T>& p, std::int64_t row, std::int64_t rows, std::int64_t panel,
-            std::int64_t panels) {
-  constexpr std::int64_t abreast = 6;
-  const auto& s = static_cast<const StepArguments<T>&>(p);
-  const bool along_rows = rows >= panels;
-  const std::int64_t length = along_rows ? rows : panels, times = along_rows ? panels : rows;
-  const std::int64_t groups = (length + abreast - 1) / abreast;
-  const std::int64_t each = length / groups, larger = length % groups;
-  for (std::int64_t line = 0; line < times; ++line) {
-    for (std::int64_t group = 0, done = 0; group < groups; ++group) {
-      const int count = static_cast<int>(each + (group < larger));
-      run_cell_of<T, Cell, abreast>(count, s, row + (along_rows ? done : line),
-                                    panel + (along_rows ? line : done), along_rows);
-      done += count;
+struct StepTile {
+  const StepArguments<T>& s;
+
+  template <int MR, int NP>
+  FASTRNN_INLINE void run(std::int64_t row, std::int64_t panel) const {
+    using V = Vec<T>;
+    constexpr int lanes = V::lanes;
+    constexpr int G = Cell::gates;
+    const T* operand[MR];
+    V sum[MR][NP * G];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      operand[m] = s.operand + (row + m) * s.operand_stride;
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) {
+        const T* slots = slots_of(row + m, panel + p);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+          V& start = sum[m][p * G + g];
+          if constexpr (!Cell::reads_slots) {
+            start = V(T(0));
+          } else if (g == Cell::separate) {
+            start = V::load(s.recurrent_bias + (panel + p) * lanes);
+          } else {
+            start = V::load(slots + (Cell::first_slot + g) * lanes);
+          }
+        }
+      }
     }
+    multiply<MR, NP, G>(sum, operand, s.weight + panel * s.columns * G * lanes, s.columns);
+    finish<MR, NP, 0>(row, panel, sum);
   }
-}
+
+  FASTRNN_INLINE T* slots_of(std::int64_t row, std::int64_t panel) const {
+    return s.slots + row * s.slots_stride + (panel * s.slots_per_unit + Cell::slot_offset) * Vec<T>::lanes;
+  }
+
+  // The lane-wise math on the finished products, for as many vectors at a time as it pays to have in
+  // flight: those of the tile from number `first` on, which counts panels within rows.
+  template <int MR, int NP, int first>
+  FASTRNN_INLINE void finish(std::int64_t row, std::int64_t panel,
+                             const Vec<T> (&product)[MR][NP * Cell::gates]) const {
+    constexpr int abreast = MR * NP - first < 6 ? MR * NP - first : 6;
+    using W = Wide<T, abreast>;
+    using V = Vec<T>;
+    constexpr int lanes = V::lanes;
+    W slot[Cell::slots];
+    State<W> state{};
+    Peephole<W> peep{};
+#pragma GCC unroll 8
+    for (int i = 0; i < abreast; ++i) {
+      const int m = (first + i) / NP, p = (first + i) % NP;
+      const std::int64_t unit = (panel + p) * lanes;
+      const T* slots = slots_of(row + m, panel + p);
+#pragma GCC unroll 4
+      for (int j = 0; j < Cell::slots; ++j) {
+        const int gate = j - Cell::first_slot;
+        if (Cell::separate >= 0 && j == Cell::slots - 1) {
+          slot[j].part[i] = product[m][p * Cell::gates + Cell::separate];
+        } else if (gate >= 0 && gate < Cell::gates && gate != Cell::separate) {
+          slot[j].part[i] = product[m][p * Cell::gates + gate];
+        } else {
+          slot[j].part[i] = V::load(slots + j * lanes);
+        }
+      }
+      if constexpr (Cell::reads_h) state.h.part[i] = V::load(s.h_previous + (row + m) * s.h_stride + unit);
+      if constexpr (Cell::has_cell_state) {
+        state.c.part[i] = V::load(s.c_previous + (row + m) * s.c_stride + unit);
+      }
+      if constexpr (Cell::has_peephole) {
+        const T* weights = s.peephole + unit * 3;
+        peep.i.part[i] = V::load(weights);
+        peep.f.part[i] = V::load(weights + lanes);
+        peep.o.part[i] = V::load(weights + 2 * lanes);
+      }
+    }
+    Cell::forward(slot, state, peep);
+#pragma GCC unroll 8
+    for (int i = 0; i < abreast; ++i) {
+      const int m = (first + i) / NP, p = (first + i) % NP;
+      const std::int64_t unit = (panel + p) * lanes;
+      if (Cell::keeps_slots || s.keep_slots) {
+        T* slots = slots_of(row + m, panel + p);
+#pragma GCC unroll 4
+        for (int j = 0; j < Cell::slots; ++j) slot[j].part[i].store(slots + j * lanes);
+      }
+      if constexpr (Cell::has_cell_state) state.c.part[i].store(s.c + (row + m) * s.c_stride + unit);
+      const V h = state.h.part[i];
+      h.store(s.result + (row + m) * s.result_stride + unit);
+      if (!s.y) continue;
+      if (unit + lanes <= s.units) {
+        h.store(s.y[row + m] + unit);
+      } else {
+        h.store_partial(s.y[row + m] + unit, static_cast<int>(s.units - unit));
+      }
+    }
+    if constexpr (first + abreast < MR * NP) finish<MR, NP, first + abreast>(row, panel, product);
+  }
+};
 
 template <class T, class Cell>
 void step(const StepArguments<T>& s) {
-  constexpr int first = Cell::slot_offset + Cell::first_slot;
-  constexpr int slot_of[4] = {first, first + 1, Cell::separate == 2 ? Cell::slots - 1 : first + 2, first + 3};
-  static_assert(Cell::separate == -1 || Cell::separate == 2);
-  product<T, Cell::gates>(s, Cell::reads_slots ? Start::slots : Start::zero, slot_of, finish<T, Cell>);
+  for_each_tile<Cell::gates>(StepTile<T, Cell>{s}, s.rows, s.panels, s.columns, s.descending);
 }
 
 template <class T, ActivationFunction function>

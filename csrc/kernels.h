@@ -38,28 +38,31 @@ struct PackArguments {
   T* packed;                         // start of panel 0
 };
 
-// slots[row][panel][slot of g][lane] = start + sum_k weight[panel][k][g][lane] * operand[row][k], for the
-// panels of one thread ("own" units).
+// slots[row][panel][gate][lane] = bias + sum_k weight * x[row][k], for the panels of one thread.
 template <class T>
-struct ProductArguments {
+struct InputArguments {
+  const T* const* x;  // `rows` pointers to K contiguous values
   std::int64_t rows, panels, columns;
-  const T* const* operand_rows;  // `rows` pointers to `columns` contiguous values; or null, and:
-  const T* operand;              // rows at a fixed distance
-  std::int64_t operand_stride;
-  const T* weight;  // packed, at the first own panel
-  const T* bias;    // [panel][gate][lane]: start of the input projection
-  T* slots;         // (rows, panels, S, lanes); see cells.h
-  std::int64_t slots_stride;
-  int slots_per_unit;      // S
-  const T* separate_bias;  // [panel][lane]: the input projection leaves it in the last slot; or null
-  bool descending;         // visit panels from the last: finds the tail still in the cache
+  const T* weight;  // packed, at the first of the panels
+  const T* bias;    // [panel][gate][lane]
+  T* slots;
+  std::int64_t slots_stride;  // between rows, in elements
+  int slots_per_unit;         // S >= G: slot (panel, s) is at (panel * S + s) * lanes
 };
 
-// One phase of one time step: a product that starts from the slots (or from 0), then the cell's math.
+// One phase of one time step for `rows` rows and the units of one thread ("own" units).
 template <class T>
-struct StepArguments : ProductArguments<T> {
-  std::int64_t units;          // own units that exist; the last panel may be partial
+struct StepArguments {
+  std::int64_t rows, panels, columns;  // columns: width of `operand`
+  std::int64_t units;                  // own units that exist; the last panel may be partial
+  const T* operand;                    // (rows, columns): h_{t-1}, or what the phase before left
+  std::int64_t operand_stride;
+  const T* weight;  // packed recurrent weights, at the first own panel
+  T* slots;         // (rows, panels, S, lanes): input projection; see cells.h
+  std::int64_t slots_stride;
+  int slots_per_unit;
   bool keep_slots;             // training: write the activated gates back
+  const T* recurrent_bias;     // [panel][lane], start of the `separate` product; else unused
   const T* peephole;           // [panel][3][lane] or unused
   const T* c_previous;         // (rows, own units): cell state; may be the same as `c`
   T* c;                        //
@@ -69,13 +72,14 @@ struct StepArguments : ProductArguments<T> {
   T* result;                   // (rows, own units): next operand; never overlaps `operand`
   std::int64_t result_stride;  //
   T* const* y;                 // `rows` pointers to the output row's first own unit, or null
+  bool descending;             // visit panels from the last: finds the tail still in the cache
 };
 
 template <class T>
 struct Kernels {
   int lanes;
   void (*pack)(const PackArguments<T>&);
-  void (*input[5])(const ProductArguments<T>&);  // indexed by G
+  void (*input[5])(const InputArguments<T>&);  // indexed by G
   void (*step[static_cast<int>(StepPhase::count)])(const StepArguments<T>&);
   void (*activation[static_cast<int>(ActivationFunction::count)])(const T* x, T* y, std::int64_t n);
   // Roof of the machine: FLOPs done by `iterations` of independent FMA chains; sum of n values.

@@ -25,7 +25,6 @@ struct PhasePlan {
 };
 
 struct CellPlan {
-  int slots;  // per unit
   int phases;
   PhasePlan phase[2];
   int separate_gate;  // gate whose recurrent bias cannot join the input bias; -1: none
@@ -34,22 +33,20 @@ struct CellPlan {
 CellPlan plan_of(const Config& config) {
   switch (config.cell) {
     case CellKind::rnn_tanh:
-      return {1, 1, {{StepPhase::rnn_tanh, 0, 1}, {}}, -1};
+      return {1, {{StepPhase::rnn_tanh, 0, 1}, {}}, -1};
     case CellKind::rnn_relu:
-      return {1, 1, {{StepPhase::rnn_relu, 0, 1}, {}}, -1};
+      return {1, {{StepPhase::rnn_relu, 0, 1}, {}}, -1};
     case CellKind::rnn_sigmoid:
-      return {1, 1, {{StepPhase::rnn_sigmoid, 0, 1}, {}}, -1};
+      return {1, {{StepPhase::rnn_sigmoid, 0, 1}, {}}, -1};
     case CellKind::lstm:
-      return {4, 1, {{StepPhase::lstm, 0, 4}, {}}, -1};
+      return {1, {{StepPhase::lstm, 0, 4}, {}}, -1};
     case CellKind::lstm_peephole:
-      return {4, 1, {{StepPhase::lstm_peephole, 0, 4}, {}}, -1};
+      return {1, {{StepPhase::lstm_peephole, 0, 4}, {}}, -1};
     case CellKind::gru:
-      return {4, 1, {{StepPhase::gru, 0, 3}, {}}, 2};
+      return {1, {{StepPhase::gru, 0, 3}, {}}, 2};
     default:
-      return {3,
-              2,
-              {{StepPhase::gru_reset_before_gates, 0, 2}, {StepPhase::gru_reset_before_candidate, 2, 1}},
-              -1};
+      return {
+          2, {{StepPhase::gru_reset_before_gates, 0, 2}, {StepPhase::gru_reset_before_candidate, 2, 1}}, -1};
   }
 }
 
@@ -71,7 +68,7 @@ struct DirectionWeights {
   T* input;
   T* input_bias;
   T* recurrent[2];
-  T* separate_bias;
+  T* recurrent_bias;
   T* peephole;
   T* projection;
 };
@@ -207,7 +204,7 @@ class Worker {
     x_rows_ = buffers_.x_rows + thread * buffers_.block_rows;
     y_rows_ = buffers_.y_rows + thread * buffers_.group_rows;
     staged_ = buffers_.staged + thread * buffers_.staged_per_thread;
-    slots_per_unit_ = plan_.slots;
+    slots_per_unit_ = config_.gates();
     slots_stride_ = hidden_.panels * slots_per_unit_ * kernels_.lanes;
     second_phase_ = plan_.phases == 2 || config_.proj_size;
     merged_ = config_.bidirectional && config_.merge != Merge::concat;
@@ -380,7 +377,6 @@ class Worker {
       first.descending = second.descending = s % 2;
       StepArguments<T>& last = second_phase_ ? second : first;
       last.result = result + state_.first_unit;
-      if (config_.proj_size) second.slots = last.result;  // what it forms is h itself
       last.y = y_rows_;
       run_phase(0, first);
       if (second_phase_) {
@@ -388,7 +384,7 @@ class Worker {
         run_phase(1, second);
       }
       first.slots += n * slots_stride_;
-      if (!config_.proj_size) second.slots = first.slots;
+      second.slots = first.slots;
       if (!merged_ && (residual_at(layer) || dropout_at(layer))) {
         for (std::int64_t b = 0; b < n; ++b) {
           adjust_output(layer, time(s, b, d == 1), ids_[b], x[b], y_rows_[b], column + state_.first_unit,
@@ -421,8 +417,8 @@ class Worker {
         x_rows_[count] = reinterpret_cast<const T*>(row);
       }
     }
-    ProductArguments<T> input{};
-    input.operand_rows = x_rows_;
+    InputArguments<T> input{};
+    input.x = x_rows_;
     input.rows = count;
     input.panels = hidden_.panels;
     input.columns = columns;
@@ -431,7 +427,6 @@ class Worker {
     input.slots = slots_;
     input.slots_stride = slots_stride_;
     input.slots_per_unit = slots_per_unit_;
-    if (plan_.separate_gate >= 0) input.separate_bias = weights.separate_bias + hidden_.first_unit;
     kernels_.input[config_.gates()](input);
   }
 
@@ -447,6 +442,7 @@ class Worker {
     first.slots = slots_;
     first.slots_stride = slots_stride_;
     first.slots_per_unit = slots_per_unit_;
+    first.recurrent_bias = weights.recurrent_bias + hidden_.first_unit;
     first.peephole = weights.peephole + 3 * hidden_.first_unit;
     first.c = config_.has_cell_state() ? c_row(layer, d, 0) + hidden_.first_unit : nullptr;
     first.c_previous = first.c;
@@ -463,10 +459,6 @@ class Worker {
     second.operand = exchange;
     second.operand_stride = buffers_.c_stride;
     second.result_stride = buffers_.h_stride;
-    if (config_.proj_size) {
-      second.slots_stride = buffers_.h_stride;
-      second.slots_per_unit = 1;
-    }
     second.weight = config_.proj_size ? weights.projection + state_.first_unit * config_.hidden_size
                                       : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
   }
@@ -657,7 +649,7 @@ class CpuNetwork : public Network<T> {
       for (int phase = 0; phase < plan_.phases; ++phase) {
         w.recurrent[phase] = arena.take<T>(padded * plan_.phase[phase].gates * config_.state_size());
       }
-      w.separate_bias = arena.take<T>(padded);
+      w.recurrent_bias = arena.take<T>(padded);
       w.peephole = arena.take<T>(config_.cell == CellKind::lstm_peephole ? 3 * padded : 0);
       w.projection = arena.take<T>(round_up(config_.proj_size, kernels_.lanes) * config_.hidden_size);
     }
@@ -692,7 +684,7 @@ class CpuNetwork : public Network<T> {
         const bool separate = gate == plan_.separate_gate;
         w.input_bias[(panel * gates + gate) * lanes + lane] =
             separate ? from_input : from_input + from_hidden;
-        if (separate) w.separate_bias[unit] = from_hidden;
+        if (separate) w.recurrent_bias[unit] = from_hidden;
       }
       for (int row = 0; peephole && row < 3; ++row) {
         w.peephole[(panel * 3 + row) * lanes + lane] = exists ? peephole[row * hidden + unit] : T(0);
@@ -733,7 +725,7 @@ class CpuNetwork : public Network<T> {
     const std::int64_t chains = config_.num_layers * config_.directions();
     const std::int64_t slice_units =
         (panels(config_.hidden_size) + partition.slices - 1) / partition.slices * lanes;
-    const std::int64_t slots_stride = slice_units * plan_.slots;
+    const std::int64_t slots_stride = slice_units * config_.gates();
     buffers.group_rows = (call.batch + partition.row_groups - 1) / partition.row_groups;
     const std::int64_t step_bytes =
         std::max<std::int64_t>(1, buffers.group_rows * slots_stride * std::int64_t{sizeof(T)});

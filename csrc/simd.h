@@ -216,53 +216,51 @@ struct LaneOf<Wide<T, N>> {
   using type = T;
 };
 
-template <class T, int N, class Function, class... Operands>
-FASTRNN_INLINE Wide<T, N> for_each_part(Function function, const Wide<T, N>& first, const Operands&... rest) {
-  Wide<T, N> result;
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) result.part[i] = function(first.part[i], rest.part[i]...);
+// One operation on all parts; the parameter packs of a variadic helper would triple the compile time.
+#define FASTRNN_EACH_PART(expression)                                              \
+  Wide<T, N> result;                                                               \
+  _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) result.part[i] = expression; \
   return result;
-}
-
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> operator+(const Wide<T, N>& a, const Wide<T, N>& b) {
-  return for_each_part([](Vec<T> x, Vec<T> y) { return x + y; }, a, b);
+  FASTRNN_EACH_PART(a.part[i].raw + b.part[i].raw)
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> operator-(const Wide<T, N>& a, const Wide<T, N>& b) {
-  return for_each_part([](Vec<T> x, Vec<T> y) { return x - y; }, a, b);
+  FASTRNN_EACH_PART(a.part[i].raw - b.part[i].raw)
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> operator*(const Wide<T, N>& a, const Wide<T, N>& b) {
-  return for_each_part([](Vec<T> x, Vec<T> y) { return x * y; }, a, b);
+  FASTRNN_EACH_PART(a.part[i].raw * b.part[i].raw)
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> operator/(const Wide<T, N>& a, const Wide<T, N>& b) {
-  return for_each_part([](Vec<T> x, Vec<T> y) { return x / y; }, a, b);
+  FASTRNN_EACH_PART(a.part[i].raw / b.part[i].raw)
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> multiply_add(const Wide<T, N>& a, const Wide<T, N>& b, const Wide<T, N>& c) {
-  return for_each_part([](Vec<T> x, Vec<T> y, Vec<T> z) { return multiply_add(x, y, z); }, a, b, c);
+  FASTRNN_EACH_PART(multiply_add(a.part[i], b.part[i], c.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> maximum(const Wide<T, N>& bound, const Wide<T, N>& x) {
-  return for_each_part([](Vec<T> b, Vec<T> v) { return maximum(b, v); }, bound, x);
+  FASTRNN_EACH_PART(maximum(bound.part[i], x.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> minimum(const Wide<T, N>& bound, const Wide<T, N>& x) {
-  return for_each_part([](Vec<T> b, Vec<T> v) { return minimum(b, v); }, bound, x);
+  FASTRNN_EACH_PART(minimum(bound.part[i], x.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> magnitude(const Wide<T, N>& x) {
-  return for_each_part([](Vec<T> v) { return magnitude(v); }, x);
+  FASTRNN_EACH_PART(magnitude(x.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> with_sign_of(const Wide<T, N>& sign, const Wide<T, N>& nonnegative) {
-  return for_each_part([](Vec<T> s, Vec<T> v) { return with_sign_of(s, v); }, sign, nonnegative);
+  FASTRNN_EACH_PART(with_sign_of(sign.part[i], nonnegative.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> scale_by_power(const Wide<T, N>& x, const Wide<T, N>& n) {
-  return for_each_part([](Vec<T> v, Vec<T> power) { return scale_by_power(v, power); }, x, n);
+  FASTRNN_EACH_PART(scale_by_power(x.part[i], n.part[i]))
 }
+#undef FASTRNN_EACH_PART
 
 }  // namespace fastrnn::FASTRNN_TARGET
