@@ -9,9 +9,12 @@
 #include <cmath>
 #include <cstdint>
 
-// Always inlined on the host: a call would pass a Wide through memory.
+// Always inlined on the host, because a call would pass a Wide through memory; but not under a sanitizer,
+// whose checks at every access would then compile for a quarter of an hour.
 #if defined(__CUDACC__)
 #define FASTRNN_HD __host__ __device__
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FASTRNN_HD
 #else
 #define FASTRNN_HD __attribute__((always_inline))
 #endif

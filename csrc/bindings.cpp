@@ -75,16 +75,22 @@ template <class T>
   throw py::value_error(message);
 }
 
-// Anything NumPy can view without a copy; lists and scalars become arrays.
+std::string type_name(py::handle object) {
+  return py::str(py::type::of(object).attr("__name__")).cast<std::string>();
+}
+
+// Anything NumPy can view without a copy, so no lists and no numbers.
 py::array as_array(const char* name, py::handle object) {
   if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
-  py::array array = py::array::ensure(object);
+  std::string message = std::string(name) + ": expected an array, got " + type_name(object);
+  if (!py::hasattr(object, "__array__") && !PyObject_CheckBuffer(object.ptr())) throw py::type_error(message);
+  PyObject* array = py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr);
   if (!array) {
-    PyErr_Clear();
-    throw py::type_error(std::string(name) + ": expected an array, got " +
-                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+    // What the object's own conversion says, as torch's does of a tensor with a gradient.
+    py::error_already_set error;
+    throw py::type_error(message + ": " + py::str(error.value()).cast<std::string>());
   }
-  return array;
+  return py::reinterpret_steal<py::array>(array);
 }
 
 template <class T>
@@ -170,6 +176,7 @@ class TypedEngine final : public Engine {
     const bool batched = x.ndim() != 2;
     const int time_axis = batched && batch_first ? 1 : 0;
     if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
+      if (!batched) refuse<T>("x", {"T", config_.input_size}, x);
       const char* order[] = {"T", "B"};
       refuse<T>("x", {order[time_axis], order[1 - time_axis], config_.input_size}, x);
     }
@@ -203,6 +210,7 @@ class TypedEngine final : public Engine {
     const py::array x = as_array("x", x_object);
     const bool batched = x.ndim() != 1;
     if (x.ndim() > 2 || x.ndim() < 1 || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
+      if (!batched) refuse<T>("x", {config_.input_size}, x);
       refuse<T>("x", {"B", config_.input_size}, x);
     }
     Forward<T> call;
@@ -227,16 +235,18 @@ class TypedEngine final : public Engine {
     Held held;
     if (state.is_none()) return held;
     if (!config_.has_cell_state()) {
-      if (PyTuple_Check(state.ptr())) throw py::type_error("state: expected one array h_0, got tuple");
+      if (PyTuple_Check(state.ptr()) || PyList_Check(state.ptr())) {
+        throw py::type_error("state: expected one array h_0, got " + type_name(state));
+      }
       held.h = as_array("state (h_0)", state);
       call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
       return held;
     }
     const bool pair = PyTuple_Check(state.ptr()) || PyList_Check(state.ptr());
     if (!pair || PySequence_Fast_GET_SIZE(state.ptr()) != 2) {
-      throw py::type_error("state: expected a pair (h_0, c_0), got " +
-                           (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items"
-                                 : py::str(py::type::of(state).attr("__name__")).cast<std::string>()));
+      throw py::type_error(
+          "state: expected a pair (h_0, c_0), got " +
+          (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items" : type_name(state)));
     }
     held.h = as_array("state (h_0)", PySequence_Fast_GET_ITEM(state.ptr(), 0));
     held.c = as_array("state (c_0)", PySequence_Fast_GET_ITEM(state.ptr(), 1));
@@ -368,9 +378,9 @@ std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_
   config.merge = from_name<Merge>("merge", merge);
   // Products of sizes stay far from 2^63.
   constexpr std::int64_t limit = std::numeric_limits<std::int32_t>::max() / 8;
-  require(input_size >= 1 && input_size <= limit, "input_size", "a positive integer", input_size);
-  require(hidden_size >= 1 && hidden_size <= limit, "hidden_size", "a positive integer", hidden_size);
-  require(num_layers >= 1 && num_layers <= 65536, "num_layers", "a positive integer", num_layers);
+  require(input_size >= 1 && input_size <= limit, "input_size", "an integer in 1..268435455", input_size);
+  require(hidden_size >= 1 && hidden_size <= limit, "hidden_size", "an integer in 1..268435455", hidden_size);
+  require(num_layers >= 1 && num_layers <= 65536, "num_layers", "an integer in 1..65536", num_layers);
   require(proj_size >= 0 && proj_size < hidden_size, "proj_size", "an integer from 0 to hidden_size - 1",
           proj_size);
   require(proj_size == 0 || config.has_cell_state(), "proj_size", "0 for a cell that is no LSTM", proj_size);

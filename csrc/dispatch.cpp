@@ -43,6 +43,7 @@ std::vector<Target> targets() {
 
 const KernelTable& choose() {
   const char* wanted = std::getenv("FASTRNN_ISA");
+  if (wanted && !*wanted) wanted = nullptr;
   const KernelTable* best = nullptr;
   std::string known;
   for (const Target& target : targets()) {

@@ -86,15 +86,15 @@ struct StepTile {
   template <int MR, int NP, int first>
   FASTRNN_INLINE void finish(std::int64_t row, std::int64_t panel,
                              const Vec<T> (&product)[MR][NP * Cell::gates]) const {
-    constexpr int abreast = MR * NP - first < 6 ? MR * NP - first : 6;
-    using W = Wide<T, abreast>;
+    constexpr int count = MR * NP - first < abreast ? MR * NP - first : abreast;
+    using W = Wide<T, count>;
     using V = Vec<T>;
     constexpr int lanes = V::lanes;
     W slot[Cell::slots];
     State<W> state{};
     Peephole<W> peep{};
 #pragma GCC unroll 8
-    for (int i = 0; i < abreast; ++i) {
+    for (int i = 0; i < count; ++i) {
       const int m = (first + i) / NP, p = (first + i) % NP;
       const std::int64_t unit = (panel + p) * lanes;
       const T* slots = slots_of(row + m, panel + p);
@@ -122,7 +122,7 @@ struct StepTile {
     }
     Cell::forward(slot, state, peep);
 #pragma GCC unroll 8
-    for (int i = 0; i < abreast; ++i) {
+    for (int i = 0; i < count; ++i) {
       const int m = (first + i) / NP, p = (first + i) % NP;
       const std::int64_t unit = (panel + p) * lanes;
       if (Cell::keeps_slots || s.keep_slots) {
@@ -140,7 +140,7 @@ struct StepTile {
         h.store_partial(s.y[row + m] + unit, static_cast<int>(s.units - unit));
       }
     }
-    if constexpr (first + abreast < MR * NP) finish<MR, NP, first + abreast>(row, panel, product);
+    if constexpr (first + count < MR * NP) finish<MR, NP, first + count>(row, panel, product);
   }
 };
 

@@ -74,7 +74,8 @@ int physical_cores() {
 }
 
 int initial_threads() {
-  if (const char* text = std::getenv("FASTRNN_NUM_THREADS")) {
+  const char* text = std::getenv("FASTRNN_NUM_THREADS");
+  if (text && *text) {
     char* end = nullptr;
     const long threads = std::strtol(text, &end, 10);
     if (end == text || *end || threads < 1 || threads > 4096) {

@@ -357,3 +357,73 @@ def test_results_outlive_the_next_call(rng: Rng) -> None:
     layer.step(x[0])
     for part, copy in zip((output, *arrays(final)), kept, strict=True):
         assert_same_bits(part, copy)
+
+
+def test_load_state_dict_from_own_parameters() -> None:
+    """Live arrays, permuted: each is read before it is overwritten."""
+    layer = fastrnn.GRU(3, 4, bidirectional=True)
+    before = layer.state_dict()
+    live = layer.parameters
+    swapped = {}
+    for name in live:
+        forward = name.removesuffix("_reverse")
+        swapped[name] = live[forward if name != forward else f"{name}_reverse"]
+    layer.load_state_dict(swapped)
+    for name, array in layer.parameters.items():
+        forward = name.removesuffix("_reverse")
+        other = forward if name != forward else f"{name}_reverse"
+        np.testing.assert_array_equal(array, before[other])
+
+
+def test_load_state_dict_names_all_problems() -> None:
+    layer = fastrnn.GRU(3, 4)
+    state = layer.state_dict()
+    wrong = {**state, "bias_hh_l0": np.zeros(12, int), "weight_ih_l0": np.zeros((12, 9))}
+    with pytest.raises(ValueError, match=r"weight_ih_l0: expected \(12, 3\).*bias_hh_l0: expected"):
+        layer.load_state_dict(wrong)
+    with pytest.raises(TypeError, match="bias_hh_l0: expected floats"):
+        layer.load_state_dict({**state, "bias_hh_l0": np.zeros(12, int)})
+    with pytest.raises(ValueError, match="bias_hh_l0: expected numbers that fit float32"):
+        layer.load_state_dict({**state, "bias_hh_l0": np.full(12, 1e300)})
+    with pytest.raises(ValueError, match="bias_hh_l0: expected floats, got list"):
+        layer.load_state_dict({**state, "bias_hh_l0": [[1.0], [1.0, 2.0]]})  # type: ignore[dict-item]
+    for name, array in layer.parameters.items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_errors_say_what_would_fit() -> None:
+    layer = fastrnn.GRU(3, 4)
+    x = np.zeros((5, 2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"x: expected \(T, 3\) float32, got \(5, 9\)"):
+        layer(np.zeros((5, 9), np.float32))
+    with pytest.raises(ValueError, match=r"x: expected \(3,\) float32, got \(9,\)"):
+        layer.step(np.zeros(9, np.float32))
+    with pytest.raises(TypeError, match="state: expected one array h_0, got list"):
+        layer(x, [np.zeros((1, 2, 4), np.float32)])
+    with pytest.raises(TypeError, match=r"state \(h_0\): expected an array, got float"):
+        layer.step(x[0], 0.0)
+    with pytest.raises(ValueError, match=r"lengths: expected integers \(B,\), got list"):
+        layer(x, lengths=[[1], [1, 2]])
+    with pytest.raises(ValueError, match="resets: expected bools, got list"):
+        layer(x, resets=[[True], [True, False]])
+    with pytest.raises(ValueError, match=r"input_size: expected an integer in 1\.\.268435455, got"):
+        fastrnn.GRU(2**40, 4)
+    with pytest.raises(ValueError, match=r"n: expected an integer in \[1, 4097\), got 4097"):
+        fastrnn.set_num_threads(4097)
+
+
+class _Unwilling:
+    """An array-like whose conversion fails, as that of a tensor with a gradient does."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise RuntimeError("call detach first")
+
+
+@pytest.mark.parametrize("call", ["__call__", "step"])
+def test_conversion_errors_name_the_argument(call: str) -> None:
+    layer = fastrnn.GRU(3, 4)
+    x = np.zeros((5, 2, 3) if call == "__call__" else (2, 3), np.float32)
+    with pytest.raises(TypeError, match="x: expected an array, got _Unwilling: call detach first"):
+        getattr(layer, call)(_Unwilling())
+    with pytest.raises(TypeError, match="expected an array, got _Unwilling: call detach first"):
+        getattr(layer, call)(x, _Unwilling())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 import fastrnn
@@ -20,9 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.add_arguments(bench)
     commands.add_parser("config", help="print version, instruction set and threads")
     options = parser.parse_args(arguments)
-    if options.command == "bench":
-        return cli.run(bench, options)
-    fastrnn.show_config()
+    try:
+        if options.command == "bench":
+            return cli.run(bench, options)
+        fastrnn.show_config()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

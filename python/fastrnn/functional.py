@@ -128,13 +128,25 @@ def view(name: str, value: Any) -> NDArray[Any]:
     """View `value` as an array; what NumPy could only copy, such as a list, is refused."""
     if isinstance(value, np.ndarray):
         return value
+    kind = type(value).__name__
     if not hasattr(value, "__array__"):
         try:
             memoryview(value)
         except TypeError:
-            kind = type(value).__name__
             raise TypeError(f"{name}: expected an array, got {kind}") from None
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever the object's own conversion raises
+        raise TypeError(f"{name}: expected an array, got {kind}: {error}") from error
+
+
+def _listed(name: str, expected: str, value: Any) -> NDArray[Any]:
+    """Convert an array or nested lists, or raise an error that names the argument."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # ragged lists, a tensor on a GPU
+        kind = type(value).__name__
+        raise type(error)(f"{name}: expected {expected}, got {kind}: {error}") from error
 
 
 def view_state(state: Any) -> Any:
@@ -142,7 +154,8 @@ def view_state(state: Any) -> Any:
     if state is None:
         return None
     if isinstance(state, (tuple, list)):
-        return tuple(view("state", part) for part in state)
+        views = [view("state", part) for part in state]
+        return tuple(views) if isinstance(state, tuple) else views
     return view("state", state)
 
 
@@ -154,14 +167,18 @@ def float_array(
         # NumPy reads no tensor that has a gradient, lies on a GPU or is bfloat16.
         value = value.detach().cpu()
         value = value.double() if value.is_floating_point() else value
-    array = np.asarray(value)
+    array = _listed(name, "floats", value)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected floats, got {array.shape} {array.dtype}")
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype, copy=False)
+    if converted is not array and np.any(np.isinf(converted) & ~np.isinf(array)):
+        raise ValueError(f"{name}: expected numbers that fit {dtype}, got larger ones")
+    return converted
 
 
 def _lengths(lengths: ArrayLike) -> NDArray[np.int64]:
-    values = np.asarray(lengths)
+    values = _listed("lengths", "integers (B,)", lengths)
     # An empty list has no integers to show its type by.
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths: expected integers (B,), got {values.shape} {values.dtype}")
@@ -211,7 +228,7 @@ def forward(
         view("x", x),
         view_state(state),
         None if lengths is None else _lengths(lengths),
-        None if resets is None else np.asarray(resets),
+        None if resets is None else _listed("resets", "bools", resets),
         batch_first,
         dropout,
         seed,
@@ -227,7 +244,7 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1.
+        From 1 to 4096. More than there are cores gains nothing.
 
     Examples
     --------
@@ -238,7 +255,7 @@ def set_num_threads(n: int) -> None:
     1
     >>> fastrnn.set_num_threads(before)
     """
-    _set_num_threads(integer("n", n, 1))
+    _set_num_threads(integer("n", n, 1, 4097))
 
 
 def get_num_threads() -> int:

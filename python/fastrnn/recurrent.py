@@ -338,7 +338,8 @@ class Recurrent(Generic[State]):
         Raises
         ------
         ValueError, TypeError
-            If anything does not fit; all of it is named, and the layer is as it was.
+            If anything does not fit; all of it is named, and the layer is as it was. A TypeError
+            if only types are wrong.
 
         Examples
         --------
@@ -355,7 +356,7 @@ class Recurrent(Generic[State]):
             [name for name in self._parameters if name not in state_dict],
             [name for name in state_dict if name not in self._parameters],
         )
-        problems = []
+        problems, wrong_types = [], []
         if strict and keys.missing_keys:
             problems.append(f"missing {', '.join(keys.missing_keys)}")
         if strict and keys.unexpected_keys:
@@ -363,11 +364,21 @@ class Recurrent(Generic[State]):
         arrays = {}
         for name, parameter in self._parameters.items():
             if name in state_dict:
-                arrays[name] = functional.float_array(name, state_dict[name], self.dtype)
-                if arrays[name].shape != parameter.shape:
-                    problems.append(f"{name}: expected {parameter.shape}, got {arrays[name].shape}")
-        if problems:
-            raise ValueError(f"state_dict: {'; '.join(problems)}")
+                try:
+                    array = functional.float_array(name, state_dict[name], self.dtype)
+                except TypeError as error:
+                    wrong_types.append(str(error))
+                    continue
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
+                if array.shape != parameter.shape:
+                    problems.append(f"{name}: expected {parameter.shape}, got {array.shape}")
+                # A copy, because it may be a view of a parameter that is overwritten first.
+                arrays[name] = array.copy()
+        if problems or wrong_types:
+            kind = ValueError if problems else TypeError
+            raise kind(f"state_dict: {'; '.join(problems + wrong_types)}")
         for name, array in arrays.items():
             self._parameters[name].flags.writeable = True
             self._parameters[name][...] = array

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ DESCRIPTION = (
 
 _SIZES = {"T": "steps", "B": "batch", "I": "inputs (default: H)", "H": "hidden units"}
 _LARGE_SUITES = ("rnn", "deepbench")
+_PICTURES = (".png", ".svg", ".pdf")
 _EXTRA = "pip install 'fastrnn[bench]'"
 
 
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "every combination of the given values. T = 1 is measured through step.",
     )
     shapes.add_argument("--suite", choices=SUITES, help="quick, if nothing else is given")
-    shapes.add_argument("--cell", choices=GATES, nargs="+", action="extend")
+    shapes.add_argument("--cell", choices=GATES, type=str.lower, nargs="+", action="extend")
     for letter, meaning in _SIZES.items():
         shapes.add_argument(
             f"--{letter}", type=_positive_int, nargs="+", action="extend", metavar="N", help=meaning
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument(
         "--threads",
-        type=_positive_int,
+        type=_thread_count,
         metavar="N",
         default=fastrnn.get_num_threads(),
         help="of every engine (default: %(default)s)",
@@ -97,6 +99,8 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Do what the parsed options say and return the exit code."""
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error(f"--plot: matplotlib is not installed: {_EXTRA}")
+    if options.plot and options.plot.suffix not in _PICTURES:
+        parser.error(f"--plot: expected a name in {', '.join(_PICTURES)}, got {options.plot}")
     if options.load:
         finished, status = _load(parser, options.load), 0
     else:
@@ -197,6 +201,16 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _thread_count(text: str) -> int:
+    threads = _positive_int(text)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > max(cpus, fastrnn.get_num_threads()):
+        raise argparse.ArgumentTypeError(
+            f"expected at most the {cpus} CPUs of this process, got {threads}"
+        )
+    return threads
+
+
 def _positive_float(text: str) -> float:
     try:
         value = float(text)
@@ -212,4 +226,8 @@ def _output_path(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"expected a writable file: {error}") from error
     return path
