@@ -102,6 +102,12 @@ FASTRNN_HD inline T with_sign_of(T sign, T nonnegative) {
   return std::copysign(nonnegative, sign);
 }
 
+// `value` where x > 0, else 0.
+template <class T>
+FASTRNN_HD inline T where_positive(T x, T value) {
+  return x > T(0) ? value : T(0);
+}
+
 // x * 2^n with one rounding; n holds an integer.
 template <class T>
 FASTRNN_HD inline T scale_by_power(T x, T n) {

@@ -121,12 +121,49 @@ T* data_of(const py::array& array) {
 
 // ---- the engine ------------------------------------------------------------------------------------
 
+// How the arrays of a call are laid out.
+struct Layout {
+  std::int64_t steps, batch;
+  bool batched;
+  int time_axis;
+
+  template <class T>
+  py::array sequence(std::int64_t width) const {
+    if (!batched) return new_array<T, 2>({steps, width});
+    if (time_axis) return new_array<T, 3>({batch, steps, width});
+    return new_array<T, 3>({steps, batch, width});
+  }
+  std::int64_t step(std::int64_t width) const { return time_axis ? width : batch * width; }
+  std::int64_t row(std::int64_t width) const { return time_axis ? steps * width : width; }
+};
+
+// A tape with what it refers to.
+class KeptCall {
+ public:
+  virtual ~KeptCall() = default;
+  virtual std::size_t bytes() const = 0;
+  bool consumed = false;
+};
+
+template <class T>
+class TypedKeptCall final : public KeptCall {
+ public:
+  std::size_t bytes() const override { return tape ? tape->bytes() : 0; }
+
+  std::unique_ptr<Tape<T>> tape;
+  py::array x, y;
+  Layout layout;
+  std::shared_ptr<const int> maker;  // identity of the engine
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
-                            bool batch_first, double dropout, std::uint64_t seed) = 0;
+                            bool batch_first, double dropout, std::uint64_t seed, bool keep) = 0;
+  virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
+                             py::handle grad_state, bool retain, bool input) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
 
   const Config& config() const { return config_; }
@@ -143,11 +180,22 @@ class TypedEngine final : public Engine {
       : Engine(config), network_(make_cpu_network<T>(config)), parameters_(parameters_of(config)) {}
 
   void pack(const py::sequence& arrays) override {
+    std::vector<py::array> held;
+    const std::vector<const T*> pointers = read_parameters(arrays, held);
+    std::shared_ptr<const Weights<T>> packed;
+    {
+      py::gil_scoped_release unlocked;
+      packed = network_->pack(pointers.data());
+    }
+    weights_ = std::move(packed);
+  }
+
+  std::vector<const T*> read_parameters(const py::sequence& arrays,
+                                        std::vector<py::array>& contiguous) const {
     if (py::len(arrays) != parameters_.size()) {
       throw py::value_error("parameters: expected " + std::to_string(parameters_.size()) + " arrays, got " +
                             std::to_string(py::len(arrays)));
     }
-    std::vector<py::array> contiguous;
     std::vector<const T*> pointers;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const Parameter& parameter = parameters_[i];
@@ -162,27 +210,23 @@ class TypedEngine final : public Engine {
       contiguous.push_back(py::array_t<T, py::array::c_style>::ensure(array));
       pointers.push_back(data_of<const T>(contiguous.back()));
     }
-    std::shared_ptr<const Weights<T>> packed;
-    {
-      py::gil_scoped_release unlocked;
-      packed = network_->pack(pointers.data());
-    }
-    weights_ = std::move(packed);
+    return pointers;
   }
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
-                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed) override {
-    const py::array x = as_array("x", x_object);
+                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed,
+                    bool keep) override {
+    py::array x = as_array("x", x_object);
     const bool batched = x.ndim() != 2;
     const int time_axis = batched && batch_first ? 1 : 0;
     if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
-      if (!batched) refuse<T>("x", {"T", config_.input_size}, x);
-      const char* order[] = {"T", "B"};
-      refuse<T>("x", {order[time_axis], order[1 - time_axis], config_.input_size}, x);
+      refuse_sequence("x", x, batched, time_axis);
     }
     Forward<T> call;
     call.steps = x.shape(time_axis);
     call.batch = batched ? x.shape(1 - time_axis) : 1;
+    const Layout layout{call.steps, call.batch, batched, time_axis};
+    if (keep) x = adjacent(std::move(x));
     call.x = {data_of<const char>(x),
               {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
     const Held held = read_state(state, batched, call);
@@ -194,13 +238,82 @@ class TypedEngine final : public Engine {
     call.seed = seed;
 
     const std::int64_t width = config_.output_size();
-    py::array y = !batched    ? new_array<T, 2>({call.steps, width})
-                  : time_axis ? new_array<T, 3>({call.batch, call.steps, width})
-                              : new_array<T, 3>({call.steps, call.batch, width});
+    py::array y = layout.sequence<T>(width);
     call.y = data_of<T>(y);
-    call.y_step = time_axis ? width : call.batch * width;
-    call.y_row = time_axis ? call.steps * width : width;
-    return finish(std::move(y), batched, call);
+    call.y_step = layout.step(width);
+    call.y_row = layout.row(width);
+    if (!keep) return finish(std::move(y), batched, call);
+
+    auto kept = std::make_unique<TypedKeptCall<T>>();
+    kept->tape = take(idle_tapes_);
+    if (!kept->tape) kept->tape = network_->make_tape();
+    kept->x = x;
+    kept->y = y;
+    kept->layout = layout;
+    kept->maker = identity_;
+    call.tape = kept->tape.get();
+    const py::tuple result = finish(y, batched, call);
+    y.attr("setflags")(false);  // the tape reads h_t there
+    return py::make_tuple(result[0], result[1], std::unique_ptr<KeptCall>(std::move(kept)));
+  }
+
+  py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
+                     bool retain, bool input) override {
+    auto* const kept = dynamic_cast<TypedKeptCall<T>*>(&any);
+    if (!kept || kept->maker != identity_) {
+      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
+    }
+    if (kept->consumed) {
+      throw py::value_error(
+          "tape: expected one that backward has not consumed; retain=True keeps it for another call");
+    }
+    const Layout& layout = kept->layout;
+    Backward<T> call;
+    call.retain = retain;
+    std::vector<py::array> held;
+    const std::vector<const T*> parameters = read_parameters(arrays, held);
+    call.parameters = parameters.data();
+    const py::array grad_y = read_grad_output(grad_output, layout, call);
+    const Held grad_final = read_grad_state(grad_state, layout, call);
+
+    py::array grad_x;
+    if (input) {
+      grad_x = layout.sequence<T>(config_.input_size);
+      call.grad_x = data_of<T>(grad_x);
+      call.grad_x_step = layout.step(config_.input_size);
+      call.grad_x_row = layout.row(config_.input_size);
+    }
+    py::array grad_h0 = state_array(config_.state_size(), layout), grad_c0;
+    call.grad_h0 = data_of<T>(grad_h0);
+    if (config_.has_cell_state()) {
+      grad_c0 = state_array(config_.hidden_size, layout);
+      call.grad_c0 = data_of<T>(grad_c0);
+    }
+    std::vector<T*> pointers;
+    const py::list gradients = new_gradients(pointers);
+    call.gradients = pointers.data();
+
+    // Marked before the lock is left: another thread must not start on the same tape.
+    kept->consumed = true;
+    std::unique_ptr<Workspace> workspace = take(idle_);
+    if (!workspace) workspace = network_->make_workspace();
+    try {
+      py::gil_scoped_release unlocked;
+      network_->backward(*kept->tape, *workspace, call);
+    } catch (...) {
+      kept->consumed = false;
+      throw;
+    }
+    idle_.push_back(std::move(workspace));
+    kept->consumed = !retain;
+    if (kept->consumed) {
+      if (idle_tapes_.empty()) idle_tapes_.push_back(std::move(kept->tape));
+      kept->tape.reset();
+      kept->x = kept->y = py::array();
+    }
+    py::object state = grad_h0;
+    if (config_.has_cell_state()) state = py::make_tuple(grad_h0, grad_c0);
+    return py::make_tuple(input ? py::object(grad_x) : py::none(), state, gradients);
   }
 
   py::tuple step(py::handle x_object, py::handle state) override {
@@ -231,26 +344,31 @@ class TypedEngine final : public Engine {
     py::array h, c;
   };
 
+  // h, and of an LSTM c; else a null handle.
+  std::pair<py::handle, py::handle> state_parts(const char* name, const char* h, const char* c,
+                                                py::handle state) const {
+    const bool pair = PyTuple_Check(state.ptr()) || PyList_Check(state.ptr());
+    if (!config_.has_cell_state()) {
+      if (pair)
+        throw py::type_error(std::string(name) + ": expected one array " + h + ", got " + type_name(state));
+      return {state, {}};
+    }
+    if (!pair || PySequence_Fast_GET_SIZE(state.ptr()) != 2) {
+      throw py::type_error(
+          std::string(name) + ": expected a pair (" + h + ", " + c + "), got " +
+          (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items" : type_name(state)));
+    }
+    return {PySequence_Fast_GET_ITEM(state.ptr(), 0), PySequence_Fast_GET_ITEM(state.ptr(), 1)};
+  }
+
   Held read_state(py::handle state, bool batched, Forward<T>& call) const {
     Held held;
     if (state.is_none()) return held;
-    if (!config_.has_cell_state()) {
-      if (PyTuple_Check(state.ptr()) || PyList_Check(state.ptr())) {
-        throw py::type_error("state: expected one array h_0, got " + type_name(state));
-      }
-      held.h = as_array("state (h_0)", state);
-      call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
-      return held;
-    }
-    const bool pair = PyTuple_Check(state.ptr()) || PyList_Check(state.ptr());
-    if (!pair || PySequence_Fast_GET_SIZE(state.ptr()) != 2) {
-      throw py::type_error(
-          "state: expected a pair (h_0, c_0), got " +
-          (pair ? std::to_string(PySequence_Fast_GET_SIZE(state.ptr())) + " items" : type_name(state)));
-    }
-    held.h = as_array("state (h_0)", PySequence_Fast_GET_ITEM(state.ptr(), 0));
-    held.c = as_array("state (c_0)", PySequence_Fast_GET_ITEM(state.ptr(), 1));
+    const auto [h, c] = state_parts("state", "h_0", "c_0", state);
+    held.h = as_array("state (h_0)", h);
     call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
+    if (!c) return held;
+    held.c = as_array("state (c_0)", c);
     call.c0 = state_view("state (c_0)", held.c, config_.hidden_size, batched, call.batch);
     return held;
   }
@@ -301,17 +419,91 @@ class TypedEngine final : public Engine {
     return resets;
   }
 
+  [[noreturn]] void refuse_sequence(const char* name, const py::array& x, bool batched, int time_axis) const {
+    if (!batched) refuse<T>(name, {"T", config_.input_size}, x);
+    const char* order[] = {"T", "B"};
+    refuse<T>(name, {order[time_axis], order[1 - time_axis], config_.input_size}, x);
+  }
+
+  // The array itself, or a copy if its rows are not adjacent, aligned elements.
+  static py::array adjacent(py::array array) {
+    constexpr py::ssize_t size = sizeof(T);
+    bool fits = array.strides(array.ndim() - 1) == size || array.shape(array.ndim() - 1) == 1;
+    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) fits = fits && array.strides(axis) % size == 0;
+    if (fits && reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) == 0 &&
+        array.strides(array.ndim() - 1) == size) {
+      return array;
+    }
+    return array.attr("copy")("C").template cast<py::array>();
+  }
+
+  py::array state_array(std::int64_t width, const Layout& layout) const {
+    const std::int64_t chains = config_.num_layers * config_.directions();
+    return layout.batched ? new_array<T, 3>({chains, layout.batch, width}) : new_array<T, 2>({chains, width});
+  }
+
+  py::array read_grad_output(py::handle object, const Layout& layout, Backward<T>& call) const {
+    if (object.is_none()) return {};
+    py::array array = as_array("grad_output", object);
+    const std::int64_t width = config_.output_size();
+    std::vector<std::int64_t> shape = {layout.steps, layout.batch, width};
+    if (layout.time_axis) std::swap(shape[0], shape[1]);
+    if (!layout.batched) shape.erase(shape.begin() + 1);
+    bool fits = has_dtype<T>(array) && array.ndim() == static_cast<py::ssize_t>(shape.size());
+    for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
+      fits = array.shape(static_cast<py::ssize_t>(axis)) == shape[axis];
+    }
+    if (!fits) refuse<T>("grad_output", {shape.begin(), shape.end()}, array);
+    array = adjacent(std::move(array));
+    call.grad_y = data_of<const T>(array);
+    call.grad_y_step = array.strides(layout.time_axis) / static_cast<py::ssize_t>(sizeof(T));
+    call.grad_y_row =
+        layout.batched ? array.strides(1 - layout.time_axis) / static_cast<py::ssize_t>(sizeof(T)) : 0;
+    return array;
+  }
+
+  const T* read_grad_part(const char* name, py::handle object, std::int64_t width, const Layout& layout,
+                          py::array& held) const {
+    if (object.is_none()) return nullptr;
+    held = as_array(name, object);
+    state_view(name, held, width, layout.batched, layout.batch);
+    held = py::array_t<T, py::array::c_style>::ensure(held);
+    return data_of<const T>(held);
+  }
+
+  Held read_grad_state(py::handle state, const Layout& layout, Backward<T>& call) const {
+    Held held;
+    if (state.is_none()) return held;
+    const auto [h, c] = state_parts("grad_state", "grad_h", "grad_c", state);
+    call.grad_hn = read_grad_part("grad_state (grad_h)", h, config_.state_size(), layout, held.h);
+    if (c) call.grad_cn = read_grad_part("grad_state (grad_c)", c, config_.hidden_size, layout, held.c);
+    return held;
+  }
+
+  // Views of one block of memory, which has the room for each that backward wants.
+  py::list new_gradients(std::vector<T*>& pointers) const {
+    const std::vector<std::int64_t> rooms = network_->gradient_rooms();
+    Arena counting;
+    for (const std::int64_t room : rooms) counting.take<T>(room);
+    auto storage = std::make_unique<Storage>();
+    Arena arena(storage->reserve(counting.used()));
+    const py::capsule owner(storage.release(), [](void* memory) { delete static_cast<Storage*>(memory); });
+    py::list gradients;
+    for (std::size_t i = 0; i < rooms.size(); ++i) {
+      pointers.push_back(arena.take<T>(rooms[i]));
+      gradients.append(py::array_t<T>(parameters_[i].shape, pointers.back(), owner));
+    }
+    return gradients;
+  }
+
   // Makes the state arrays, runs the call, and returns (y, state).
   py::tuple finish(py::array y, bool batched, Forward<T>& call) {
     if (!weights_) throw std::runtime_error("pack the parameters first");
-    const std::int64_t chains = config_.num_layers * config_.directions();
-    const auto state_array = [&](std::int64_t width) {
-      return batched ? new_array<T, 3>({chains, call.batch, width}) : new_array<T, 2>({chains, width});
-    };
-    py::array hn = state_array(config_.state_size()), cn;
+    const Layout layout{call.steps, call.batch, batched, 0};
+    py::array hn = state_array(config_.state_size(), layout), cn;
     call.hn = data_of<T>(hn);
     if (config_.has_cell_state()) {
-      cn = state_array(config_.hidden_size);
+      cn = state_array(config_.hidden_size, layout);
       call.cn = data_of<T>(cn);
     }
     run(call);
@@ -323,13 +515,8 @@ class TypedEngine final : public Engine {
     // Leaving and taking the lock costs some 0.1 us, and more when others wait for it.
     constexpr double worth_unlocking = 200e3;  // multiply-adds: a few microseconds
     const std::shared_ptr<const Weights<T>> weights = weights_;
-    std::unique_ptr<Workspace> workspace;
-    if (idle_.empty()) {
-      workspace = network_->make_workspace();
-    } else {
-      workspace = std::move(idle_.back());
-      idle_.pop_back();
-    }
+    std::unique_ptr<Workspace> workspace = take(idle_);
+    if (!workspace) workspace = network_->make_workspace();
     if (network_->multiply_adds(call.steps, call.batch) > worth_unlocking) {
       py::gil_scoped_release unlocked;
       network_->forward(*weights, *workspace, call);
@@ -339,10 +526,21 @@ class TypedEngine final : public Engine {
     idle_.push_back(std::move(workspace));
   }
 
+  template <class P>
+  static P take(std::vector<P>& idle) {
+    if (idle.empty()) return {};
+    P last = std::move(idle.back());
+    idle.pop_back();
+    return last;
+  }
+
   const std::unique_ptr<Network<T>> network_;
   const std::vector<Parameter> parameters_;
   std::shared_ptr<const Weights<T>> weights_;
-  std::vector<std::unique_ptr<Workspace>> idle_;  // touched with the interpreter lock held
+  // Touched with the interpreter lock held.
+  std::vector<std::unique_ptr<Workspace>> idle_;
+  std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
+  const std::shared_ptr<const int> identity_ = std::make_shared<int>();
 };
 
 // ---- construction ----------------------------------------------------------------------------------
@@ -469,12 +667,21 @@ PYBIND11_MODULE(_core, m) {
   m.def("activation", &activation, "name"_a, "x"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
+  py::class_<KeptCall>(m, "Tape")
+      .def_property_readonly("nbytes", &KeptCall::bytes)
+      .def_readonly("consumed", &KeptCall::consumed)
+      .def("__repr__", [](const KeptCall& kept) {
+        return kept.consumed ? std::string("<fastrnn.Tape, consumed>")
+                             : "<fastrnn.Tape of " + std::to_string(kept.bytes()) + " bytes>";
+      });
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a)
+           "dropout"_a, "seed"_a, "keep"_a = false)
+      .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
+           "retain"_a, "input"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());
 }

@@ -3,14 +3,18 @@
 //
 // A cell sees the `slots` of its units for one step and the state of those units:
 //
-//   slot[0 .. gates)   on entry the pre-activation  W_ih x + b  (+ W_hh h where `recurrent_slot` says
-//                      so), on return the activated gate. In training the driver keeps every slot:
-//                      they are the tape, and backward overwrites each with the gradient of its
-//                      pre-activation, so that dW_ih, dW_hh and dX read them in place.
+//   slot[0 .. slots)   on entry the pre-activation  W_ih x + W_hh h + b, on return the activated gate.
 //   state.h, state.c   on entry h_{t-1} and c_{t-1}, on return h_t and c_t.
 //
-// The tape is complete with the slots, c_t (cells with `has_cell_state`) and h_t: tanh(c_t) and, for
-// a projected LSTM, o * tanh(c_t) are cheaper to form again than to store and load.
+// In training the driver keeps every slot, c_t (cells with `has_cell_state`), h_t and what a first phase
+// leaves for the second: the tape. tanh(c_t) is cheaper to form again than to store and load. `backward`
+// sees the same:
+//
+//   slot[0 .. slots)   on entry the activated gate, on return the gradient of its pre-activation, so that
+//                      dW_ih, dW_hh and dX read them in place.
+//   before, c          h_{t-1} and c_{t-1}, and c_t.
+//   grad.h, grad.c     on entry the gradients of h_t and c_t; on return that of c_{t-1} and, of cells that
+//                      `pass_h`, the part of h_{t-1} that does not come through the products.
 //
 // `Phase` is one product with recurrent weights followed by lane-wise math; between two phases all
 // units of a row must be known, so a cell with two phases needs two barriers per step.
@@ -50,7 +54,19 @@ struct Phase {
   static constexpr int slot_offset = 0;       // where the phase's slots begin among the cell's
   static constexpr int first_slot = 0;        // slot of the phase's first recurrent product
   static constexpr int separate = -1;         // gate whose recurrent product has a slot of its own
+  static constexpr bool passes_h = false;     // backward leaves a part of the gradient of h_{t-1} ...
+  static constexpr bool adds_h = false;       // ... to be added to that of the other phase
 };
+
+// Slopes of the activations in terms of their value, f'(x) = slope(f(x)).
+template <class V>
+FASTRNN_HD inline V sigmoid_slope(V y) {
+  return multiply_add(-y, y, y);
+}
+template <class V>
+FASTRNN_HD inline V tanh_slope(V y) {
+  return multiply_add(-y, y, V(1));
+}
 
 // h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)                                    (Elman 1990)
 template <Nonlinearity nonlinearity>
@@ -61,6 +77,15 @@ struct Rnn : Phase {
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
     slot[0] = activate<nonlinearity>(slot[0]);
     state.h = slot[0];
+  }
+
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, const V&, State<V>& grad,
+                                  const Peephole<V>&) {
+    const V h = slot[0];
+    if constexpr (nonlinearity == Nonlinearity::tanh) slot[0] = grad.h * tanh_slope(h);
+    if constexpr (nonlinearity == Nonlinearity::relu) slot[0] = where_positive(h, grad.h);
+    if constexpr (nonlinearity == Nonlinearity::sigmoid) slot[0] = grad.h * sigmoid_slope(h);
   }
 };
 
@@ -87,6 +112,24 @@ struct Lstm : Phase {
     slot[3] = sigmoid(slot[3]);
     state.h = slot[3] * hyperbolic_tangent(state.c);
   }
+
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V& c, State<V>& grad,
+                                  const Peephole<V>& peep) {
+    const V i = slot[0], f = slot[1], g = slot[2], o = slot[3];
+    const V tanh_c = hyperbolic_tangent(c);
+    slot[3] = grad.h * tanh_c * sigmoid_slope(o);
+    V dc = multiply_add(grad.h * o, tanh_slope(tanh_c), grad.c);
+    if constexpr (peephole) dc = multiply_add(peep.o, slot[3], dc);
+    slot[0] = dc * g * sigmoid_slope(i);
+    slot[1] = dc * before.c * sigmoid_slope(f);
+    slot[2] = dc * i * tanh_slope(g);
+    grad.c = dc * f;
+    if constexpr (peephole) {
+      grad.c = multiply_add(peep.i, slot[0], grad.c);
+      grad.c = multiply_add(peep.f, slot[1], grad.c);
+    }
+  }
 };
 
 // h_t = (1 - z) n + z h_{t-1}, written as n + z (h_{t-1} - n).
@@ -100,6 +143,7 @@ struct Gru : Phase {
   static constexpr int gates = 3, slots = 4;
   static constexpr bool reads_h = true;
   static constexpr int separate = 2;  // slot[3] holds W_hn h_{t-1} + b_hn
+  static constexpr bool passes_h = true;
 
   template <class V>
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
@@ -107,6 +151,20 @@ struct Gru : Phase {
     slot[1] = sigmoid(slot[1]);
     slot[2] = hyperbolic_tangent(multiply_add(slot[0], slot[3], slot[2]));
     state.h = interpolate(slot[1], slot[2], state.h);
+  }
+
+  // Leaves the gradients in the order n, r, z, n: the first three are those of the products with x, the
+  // last three those of the products with h.
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
+                                  const Peephole<V>&) {
+    const V r = slot[0], z = slot[1], n = slot[2];
+    const V dn = (grad.h - grad.h * z) * tanh_slope(n);
+    slot[1] = dn * slot[3] * sigmoid_slope(r);
+    slot[2] = grad.h * (before.h - n) * sigmoid_slope(z);
+    slot[0] = dn;
+    slot[3] = dn * r;
+    grad.h = grad.h * z;
   }
 };
 
@@ -116,12 +174,23 @@ struct GruResetBeforeGates : Phase {
   static constexpr int gates = 2, slots = 2;
   static constexpr bool reads_h = true;
   static constexpr bool keeps_slots = true;
+  static constexpr bool passes_h = true;
+  static constexpr bool adds_h = true;
 
   template <class V>
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
     slot[0] = sigmoid(slot[0]);
     slot[1] = sigmoid(slot[1]);
     state.h = slot[0] * state.h;
+  }
+
+  // The second phase, which comes first in backward, has left the gradient of z.
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
+                                  const Peephole<V>&) {
+    const V r = slot[0];
+    slot[0] = grad.h * before.h * sigmoid_slope(r);
+    grad.h = grad.h * r;
   }
 };
 
@@ -131,11 +200,21 @@ struct GruResetBeforeCandidate : Phase {
   static constexpr bool reads_h = true;
   static constexpr int slot_offset = 1;
   static constexpr int first_slot = 1;
+  static constexpr bool passes_h = true;
 
   template <class V>
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
     slot[1] = hyperbolic_tangent(slot[1]);
     state.h = interpolate(slot[0], slot[1], state.h);
+  }
+
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
+                                  const Peephole<V>&) {
+    const V z = slot[0], n = slot[1];
+    slot[1] = (grad.h - grad.h * z) * tanh_slope(n);
+    slot[0] = grad.h * (before.h - n) * sigmoid_slope(z);
+    grad.h = grad.h * z;
   }
 };
 
@@ -147,6 +226,12 @@ struct Projection : Phase {
   template <class V>
   FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
     state.h = slot[0];
+  }
+
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, const V&, State<V>& grad,
+                                  const Peephole<V>&) {
+    slot[0] = grad.h;
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include "cells.h"
 #include "gemm.h"
+#include "outer.h"
 #include "simd.h"
 
 namespace fastrnn::FASTRNN_TARGET {
@@ -25,12 +26,13 @@ struct InputTile {
 #pragma GCC unroll 16
       for (int j = 0; j < NP * G; ++j) sum[m][j] = V::load(in.bias + (panel * G + j) * lanes);
     }
-    multiply<MR, NP, G>(sum, x, in.weight + panel * in.columns * G * lanes, in.columns);
+    const std::int64_t panel_stride = in.columns * G * lanes;
+    multiply<MR, NP, G>(sum, x, in.weight + panel * panel_stride, in.columns, panel_stride);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 8
       for (int p = 0; p < NP; ++p) {
-        T* slots = in.slots + (row + m) * in.slots_stride + (panel + p) * in.slots_per_unit * lanes;
+        T* slots = in.slots[row + m] + (panel + p) * in.slots_per_unit * lanes;
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) sum[m][p * G + g].store(slots + g * lanes);
       }
@@ -40,7 +42,7 @@ struct InputTile {
 
 template <class T, int G>
 void input(const InputArguments<T>& in) {
-  for_each_tile<G>(InputTile<T, G>{in}, in.rows, in.panels, in.columns, false);
+  for_each_tile<CellTiling<G>>(InputTile<T, G>{in}, in.rows, in.panels, in.columns, false);
 }
 
 template <class T, class Cell>
@@ -73,7 +75,8 @@ struct StepTile {
         }
       }
     }
-    multiply<MR, NP, G>(sum, operand, s.weight + panel * s.columns * G * lanes, s.columns);
+    const std::int64_t panel_stride = s.columns * G * lanes;
+    multiply<MR, NP, G>(sum, operand, s.weight + panel * panel_stride, s.columns, panel_stride);
     finish<MR, NP, 0>(row, panel, sum);
   }
 
@@ -111,7 +114,7 @@ struct StepTile {
       }
       if constexpr (Cell::reads_h) state.h.part[i] = V::load(s.h_previous + (row + m) * s.h_stride + unit);
       if constexpr (Cell::has_cell_state) {
-        state.c.part[i] = V::load(s.c_previous + (row + m) * s.c_stride + unit);
+        state.c.part[i] = V::load(s.c + (row + m) * s.c_stride + unit);
       }
       if constexpr (Cell::has_peephole) {
         const T* weights = s.peephole + unit * 3;
@@ -130,15 +133,14 @@ struct StepTile {
 #pragma GCC unroll 4
         for (int j = 0; j < Cell::slots; ++j) slot[j].part[i].store(slots + j * lanes);
       }
-      if constexpr (Cell::has_cell_state) state.c.part[i].store(s.c + (row + m) * s.c_stride + unit);
+      if constexpr (Cell::has_cell_state) {
+        state.c.part[i].store(s.c + (row + m) * s.c_stride + unit);
+        if (s.c_kept) state.c.part[i].store(s.c_kept + (row + m) * s.c_kept_stride + unit);
+      }
       const V h = state.h.part[i];
       h.store(s.result + (row + m) * s.result_stride + unit);
       if (!s.y) continue;
-      if (unit + lanes <= s.units) {
-        h.store(s.y[row + m] + unit);
-      } else {
-        h.store_partial(s.y[row + m] + unit, static_cast<int>(s.units - unit));
-      }
+      h.store_up_to(s.y[row + m] + unit, s.units - unit);
     }
     if constexpr (first + count < MR * NP) finish<MR, NP, first + count>(row, panel, product);
   }
@@ -146,7 +148,139 @@ struct StepTile {
 
 template <class T, class Cell>
 void step(const StepArguments<T>& s) {
-  for_each_tile<Cell::gates>(StepTile<T, Cell>{s}, s.rows, s.panels, s.columns, s.descending);
+  for_each_tile<CellTiling<Cell::gates>>(StepTile<T, Cell>{s}, s.rows, s.panels, s.columns, s.descending);
+}
+
+// ---- backward -----------------------------------------------------------------------------------------
+
+// Part of the sum of a product: `run_count` of its runs, or a piece of one. The sums pass through `out`
+// between parts, so that a part's weights stay in L2 while all rows pass.
+template <class T>
+struct ProductTile {
+  const ProductArguments<T>& in;
+  std::int64_t run_count, length;   // this part's
+  std::int64_t a_offset, k_offset;  // where it begins in a row of `a`, and in the packed k
+  bool accumulate;
+
+  template <int MR, int NP>
+  FASTRNN_INLINE void run(std::int64_t row, std::int64_t panel) const {
+    using V = Vec<T>;
+    constexpr int lanes = V::lanes;
+    const std::int64_t column = panel * lanes;
+    const std::int64_t exist = in.columns - column;
+    const T* a[MR];
+    V sum[MR][NP];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      a[m] = in.a + (row + m) * in.a_stride + a_offset;
+      const T* start = in.out[row + m] + column;
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) {
+        sum[m][p] = accumulate ? V::load_up_to(start + p * lanes, exist - p * lanes) : V(T(0));
+      }
+    }
+    const std::int64_t panel_stride = in.runs * in.run * lanes;
+    const T* weight = in.weight + panel * panel_stride + k_offset * lanes;
+    for (std::int64_t r = 0; r < run_count; ++r) {
+      multiply<MR, NP, 1>(sum, a, weight, length, panel_stride);
+      weight += length * lanes;
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) a[m] += in.run_stride;
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      T* end = in.out[row + m] + column;
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) {
+        sum[m][p].store_up_to(end + p * lanes, exist - p * lanes);
+      }
+    }
+  }
+};
+
+template <class T>
+void product(const ProductArguments<T>& in) {
+  constexpr std::int64_t part = 1024;  // k: three panels of float are 192 KB
+  const std::int64_t length = in.run < part ? in.run : part;
+  const std::int64_t runs = part / length;
+  bool accumulate = in.accumulate;
+  for (std::int64_t r = 0; r < in.runs; r += runs) {
+    const std::int64_t run_count = in.runs - r < runs ? in.runs - r : runs;
+    for (std::int64_t k = 0; k < in.run; k += length) {
+      const std::int64_t now = in.run - k < length ? in.run - k : length;
+      const ProductTile<T> tile{in, run_count, now, r * in.run_stride + k, r * in.run + k, accumulate};
+      for_each_tile<ProductTiling>(tile, in.rows, in.panels, run_count * now, in.descending);
+      accumulate = true;
+    }
+  }
+}
+
+// The lane-wise math backward of `count` vectors at once, the first of them panel `panel` of row `row`, which
+// moves on to the one after them.
+template <int count, class T, class Cell>
+FASTRNN_INLINE void backward_vectors(const BackwardArguments<T>& b, std::int64_t& row, std::int64_t& panel) {
+  using W = Wide<T, count>;
+  using V = Vec<T>;
+  constexpr int lanes = V::lanes;
+  W slot[Cell::slots], c{};
+  State<W> before{}, grad{};
+  Peephole<W> peep{};
+  std::int64_t rows[count], units[count];
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+    const std::int64_t unit = panel * lanes, r = row;
+    rows[i] = r;
+    units[i] = unit;
+    if (++panel == b.panels) {
+      panel = 0;
+      ++row;
+    }
+    const T* slots = b.slots + r * b.slots_stride + unit * b.slots_per_unit + Cell::slot_offset * lanes;
+    if constexpr (Cell::reads_slots) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Cell::slots; ++j) slot[j].part[i] = V::load(slots + j * lanes);
+    }
+    V h = V::load(b.grad + r * b.grad_stride + unit);
+    if (b.grad_y) h = h + V::load_up_to(b.grad_y[r] + unit, b.units - unit);
+    grad.h.part[i] = h;
+    if constexpr (Cell::reads_h) before.h.part[i] = V::load_up_to(b.h_previous[r] + unit, b.units - unit);
+    if constexpr (Cell::has_cell_state) {
+      c.part[i] = V::load(b.c + r * b.c_stride + unit);
+      before.c.part[i] = V::load(b.c_previous[r] + unit);
+      grad.c.part[i] = V::load(b.dc + r * b.dc_stride + unit);
+    }
+    if constexpr (Cell::has_peephole) {
+      const T* weights = b.peephole + unit * 3;
+      peep.i.part[i] = V::load(weights);
+      peep.f.part[i] = V::load(weights + lanes);
+      peep.o.part[i] = V::load(weights + 2 * lanes);
+    }
+  }
+  Cell::backward(slot, before, c, grad, peep);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+    const std::int64_t unit = units[i], r = rows[i];
+    T* slots = b.slots + r * b.slots_stride + unit * b.slots_per_unit + Cell::slot_offset * lanes;
+#pragma GCC unroll 4
+    for (int j = 0; j < Cell::slots; ++j) slot[j].part[i].store(slots + j * lanes);
+    if constexpr (Cell::has_cell_state) grad.c.part[i].store(b.dc + r * b.dc_stride + unit);
+    if constexpr (Cell::passes_h) {
+      T* dh = b.dh + r * b.dh_stride + unit;
+      const V h = grad.h.part[i];
+      (Cell::adds_h ? h + V::load(dh) : h).store(dh);
+    }
+  }
+}
+
+template <class T, class Cell>
+void backward(const BackwardArguments<T>& b) {
+  const std::int64_t all = b.rows * b.panels;
+  std::int64_t row = 0, panel = 0, done = 0;
+  for (; done + abreast <= all; done += abreast) backward_vectors<abreast, T, Cell>(b, row, panel);
+  if constexpr (abreast > 2) {
+    for (; done + 2 <= all; done += 2) backward_vectors<2, T, Cell>(b, row, panel);
+  }
+  for (; done < all; ++done) backward_vectors<1, T, Cell>(b, row, panel);
 }
 
 template <class T, ActivationFunction function>
@@ -200,6 +334,16 @@ template <class T>
 constexpr Kernels<T> kernels() {
   return {Vec<T>::lanes,
           pack<T>,
+          pack_transposed<T>,
+          product<T>,
+          {backward<T, Rnn<Nonlinearity::tanh>>, backward<T, Rnn<Nonlinearity::relu>>,
+           backward<T, Rnn<Nonlinearity::sigmoid>>, backward<T, Lstm<false>>, backward<T, Lstm<true>>,
+           backward<T, Gru>, backward<T, GruResetBeforeGates>, backward<T, GruResetBeforeCandidate>,
+           backward<T, Projection>},
+          pack_slots<T>,
+          pack_columns<T>,
+          outer<T>,
+          peephole<T>,
           {nullptr, input<T, 1>, nullptr, input<T, 3>, input<T, 4>},
           {step<T, Rnn<Nonlinearity::tanh>>, step<T, Rnn<Nonlinearity::relu>>,
            step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>, step<T, Gru>,

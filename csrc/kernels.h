@@ -43,11 +43,10 @@ template <class T>
 struct InputArguments {
   const T* const* x;  // `rows` pointers to K contiguous values
   std::int64_t rows, panels, columns;
-  const T* weight;  // packed, at the first of the panels
-  const T* bias;    // [panel][gate][lane]
-  T* slots;
-  std::int64_t slots_stride;  // between rows, in elements
-  int slots_per_unit;         // S >= G: slot (panel, s) is at (panel * S + s) * lanes
+  const T* weight;     // packed, at the first of the panels
+  const T* bias;       // [panel][gate][lane]
+  T* const* slots;     // `rows` pointers to the first of the panels
+  int slots_per_unit;  // S >= G: slot (panel, s) is at (panel * S + s) * lanes
 };
 
 // One phase of one time step for `rows` rows and the units of one thread ("own" units).
@@ -64,9 +63,10 @@ struct StepArguments {
   bool keep_slots;             // training: write the activated gates back
   const T* recurrent_bias;     // [panel][lane], start of the `separate` product; else unused
   const T* peephole;           // [panel][3][lane] or unused
-  const T* c_previous;         // (rows, own units): cell state; may be the same as `c`
-  T* c;                        //
+  T* c;                        // (rows, own units): cell state, c_{t-1} on entry, c_t on return
   std::int64_t c_stride;       //
+  T* c_kept;                   // training: c_t once more, for the tape; else null
+  std::int64_t c_kept_stride;  //
   const T* h_previous;         // (rows, own units)
   std::int64_t h_stride;       // of h_previous
   T* result;                   // (rows, own units): next operand; never overlaps `operand`
@@ -75,10 +75,113 @@ struct StepArguments {
   bool descending;             // visit panels from the last: finds the tail still in the cache
 };
 
+// ---- backward. The gradient of a product's result lies in slots; three products read it there.
+
+// A (G*N, K) row-major matrix as the right side of a product with its rows: packed into
+// [panel of columns][k][lane], where k counts the rows (panel of units, gate, lane). Rows of units beyond N
+// and columns beyond K become zeros.
+template <class T>
+struct PackTransposedArguments {
+  const T* weight;
+  std::int64_t units;    // N
+  std::int64_t columns;  // K
+  const int* gate;       // the gates in their order
+  int gates;
+  std::int64_t first_panel, panels;  // which panels of columns to write
+  T* packed;                         // start of panel 0
+};
+
+// out[row][column] (+)= sum_k a[row][k] * weight[k][column]: the gradient of what a product read.
+template <class T>
+struct ProductArguments {
+  std::int64_t rows, panels;
+  std::int64_t columns;  // that exist; the last panel may be partial
+  const T* a;            // row r's k-th value: k counts `runs` runs of adjacent values
+  std::int64_t a_stride;
+  std::int64_t runs, run, run_stride;
+  const T* weight;  // packed transposed, at the first of the panels
+  T* const* out;    // `rows` pointers to the first of the columns
+  bool accumulate;  // adds to what `out` holds
+  bool descending;  // visit panels from the last
+};
+
+// One phase of one time step backward, lane by lane, for `rows` rows and the units of one thread.
+template <class T>
+struct BackwardArguments {
+  std::int64_t rows, panels;
+  std::int64_t units;  // own units that exist
+  T* slots;            // see cells.h
+  std::int64_t slots_stride;
+  int slots_per_unit;
+  const T* grad;               // (rows, own units): gradient of the phase's result, from later products
+  std::int64_t grad_stride;    //
+  const T* const* grad_y;      // `rows` pointers to more of it, or null
+  T* dh;                       // (rows, own units): of cells that pass a part of dL/dh_{t-1}
+  std::int64_t dh_stride;      //
+  T* dc;                       // (rows, own units): dL/dc_t on entry, dL/dc_{t-1} on return
+  std::int64_t dc_stride;      //
+  const T* c;                  // (rows, own units): c_t
+  std::int64_t c_stride;       //
+  const T* const* c_previous;  // `rows` pointers to the first own unit of whole panels
+  const T* const* h_previous;  // `rows` pointers to the first own unit
+  const T* peephole;
+};
+
+// Copies `count` whole vectors of each row (consecutive slots), as the left side of an OuterArguments, and
+// adds the rows up: sums[i] += sum over rows, in their order.
+template <class T>
+struct PackSlotsArguments {
+  std::int64_t rows, count;
+  const T* slots;
+  std::int64_t slots_stride;
+  T* packed;  // rows * count * lanes
+  T* sums;    // count * lanes
+};
+
+// Copies columns of rows into [vector of columns][row][lane], as the right side of an OuterArguments.
+template <class T>
+struct PackColumnsArguments {
+  const T* const* x;  // `rows` pointers
+  std::int64_t rows, columns;
+  std::int64_t first, count;  // which vectors of columns to write
+  T* packed;                  // start of vector 0
+};
+
+// out[v][unit][column] (+)= sum over rows of left[row][v][unit] * right[row][column]: the gradient of the
+// weight. Rows are added in their order.
+template <class T>
+struct OuterArguments {
+  std::int64_t rows, count, columns;
+  const T* left;     // of pack_slots, `count` vectors of units
+  const T* right;    // of pack_columns, all columns
+  T* const* out;     // of every vector of units where its (units, columns) block begins, or null: none
+  const int* units;  // how many of its lanes exist
+  bool accumulate;
+};
+
+// sums[i, f, o][unit] += sum over rows of slots i, f with c_previous and of slot o with c.
+template <class T>
+struct PeepholeArguments {
+  std::int64_t rows, panels;
+  const T* slots;
+  std::int64_t slots_stride;
+  const T* c;
+  std::int64_t c_stride;
+  const T* const* c_previous;
+  T* sums;  // [panel][3][lane]
+};
+
 template <class T>
 struct Kernels {
   int lanes;
   void (*pack)(const PackArguments<T>&);
+  void (*pack_transposed)(const PackTransposedArguments<T>&);
+  void (*product)(const ProductArguments<T>&);
+  void (*backward[static_cast<int>(StepPhase::count)])(const BackwardArguments<T>&);
+  void (*pack_slots)(const PackSlotsArguments<T>&);
+  void (*pack_columns)(const PackColumnsArguments<T>&);
+  void (*outer)(const OuterArguments<T>&);
+  void (*peephole)(const PeepholeArguments<T>&);
   void (*input[5])(const InputArguments<T>&);  // indexed by G
   void (*step[static_cast<int>(StepPhase::count)])(const StepArguments<T>&);
   void (*activation[static_cast<int>(ActivationFunction::count)])(const T* x, T* y, std::int64_t n);

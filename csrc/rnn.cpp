@@ -51,4 +51,18 @@ std::vector<Parameter> parameters_of(const Config& config) {
   return parameters;
 }
 
+ParameterIndices parameter_indices(const Config& config, std::int64_t layer, std::int64_t direction) {
+  const bool peephole = config.cell == CellKind::lstm_peephole;
+  const int each = 2 + (config.bias ? 2 : 0) + (config.proj_size ? 1 : 0) + (peephole ? 1 : 0);
+  int next = static_cast<int>(layer * config.directions() + direction) * each;
+  ParameterIndices indices{};
+  indices.weight_ih = next++;
+  indices.weight_hh = next++;
+  indices.bias_ih = config.bias ? next++ : -1;
+  indices.bias_hh = config.bias ? next++ : -1;
+  indices.weight_hr = config.proj_size ? next++ : -1;
+  indices.weight_peep = peephole ? next++ : -1;
+  return indices;
+}
+
 }  // namespace fastrnn

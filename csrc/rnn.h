@@ -1,5 +1,5 @@
-// The driver contract: what a recurrent network is, what one forward call is given, and who owns
-// which memory. Shared by the CPU driver (rnn_cpu.cpp) and the CUDA driver.
+// The driver contract: what a recurrent network is, what one forward and one backward call are given, and
+// who owns which memory. Shared by the CPU driver (rnn_cpu.cpp) and the CUDA driver.
 //
 // Letters: T steps, B batch rows, I inputs, H hidden units, P projected units, G gates, L layers,
 // D directions; R is the width of h: P with a projection, else H.
@@ -59,11 +59,28 @@ struct Parameter {
 
 std::vector<Parameter> parameters_of(const Config& config);
 
+// Where the parameters of one layer and direction are among those; -1: it has none of that kind.
+struct ParameterIndices {
+  int weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peep;
+};
+
+ParameterIndices parameter_indices(const Config& config, std::int64_t layer, std::int64_t direction);
+
 // An input that the caller owns and that must not change during the call. Strides in bytes, of any
 // sign; elements need not be aligned.
 struct View {
   const char* data = nullptr;  // null: absent
   std::int64_t stride[3] = {0, 0, 0};
+};
+
+// What BPTT needs of one forward call. Made by the network, filled by `forward`, read by `backward`, which
+// overwrites it unless told to retain it. It may be filled again. Besides its own memory it refers to x and
+// y of the call, which must stay alive and unchanged.
+template <class T>
+class Tape {
+ public:
+  virtual ~Tape() = default;
+  virtual std::size_t bytes() const = 0;
 };
 
 // One forward call. Outputs never overlap inputs.
@@ -83,6 +100,28 @@ struct Forward {
   std::int64_t y_step = 0, y_row = 0;
   T* hn = nullptr;  // (D*L, B, R) contiguous: each direction's state after its last valid step
   T* cn = nullptr;  // (D*L, B, H)
+
+  Tape<T>* tape = nullptr;  // to be filled; then x needs adjacent, aligned elements
+};
+
+// One backward call: dL/d(input, initial state, parameters) from dL/d(output, final state). Outputs overlap
+// no inputs.
+template <class T>
+struct Backward {
+  const T* const* parameters = nullptr;  // of parameters_of, as they were in the forward call
+  const T* grad_y = nullptr;             // output_size() wide rows as y's; null: zeros
+  std::int64_t grad_y_step = 0, grad_y_row = 0;
+  const T* grad_hn = nullptr;  // (D*L, B, R) contiguous; null: zeros
+  const T* grad_cn = nullptr;  // (D*L, B, H); null: zeros
+  bool retain = false;         // leave the tape as it is, at the price of a copy of its gates
+
+  T* grad_x = nullptr;  // (T, B, I); null: not wanted
+  std::int64_t grad_x_step = 0, grad_x_row = 0;
+  T* grad_h0 = nullptr;  // (D*L, B, R)
+  T* grad_c0 = nullptr;  // (D*L, B, H)
+  // One for each of parameters_of, contiguous from its start, with room for gradient_room(i) elements: the
+  // rest is scratch.
+  T* const* gradients = nullptr;
 };
 
 // Weights in the layout of the kernels: a copy, independent of the arrays it was made from.
@@ -107,7 +146,10 @@ class Network {
   // `parameters`: one contiguous array for each of parameters_of(config).
   virtual std::unique_ptr<Weights<T>> pack(const T* const* parameters) const = 0;
   virtual std::unique_ptr<Workspace> make_workspace() const = 0;
+  virtual std::unique_ptr<Tape<T>> make_tape() const = 0;
   virtual void forward(const Weights<T>& weights, Workspace& workspace, const Forward<T>& call) const = 0;
+  virtual void backward(Tape<T>& tape, Workspace& workspace, const Backward<T>& call) const = 0;
+  virtual std::vector<std::int64_t> gradient_rooms() const = 0;
   // Multiply-adds of a call, for deciding what is worth the trouble of leaving the interpreter lock.
   virtual double multiply_adds(std::int64_t steps, std::int64_t batch) const = 0;
 };

@@ -75,8 +75,39 @@ struct Vec {
       _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), raw);
     }
 #else
-    __builtin_memcpy(p, &raw, static_cast<unsigned>(count) * sizeof(T));
+    __builtin_memcpy(p, &raw, bounded(count) * sizeof(T));
 #endif
+  }
+
+  // The lanes from `count` on are 0, and not read.
+  static FASTRNN_INLINE Vec load_partial(const T* p, int count) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return Vec(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p));
+    } else {
+      return Vec(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p));
+    }
+#else
+    Vec v(T(0));
+    __builtin_memcpy(&v.raw, p, bounded(count) * sizeof(T));
+    return v;
+#endif
+  }
+
+  // Of a row with `count` values left.
+  static FASTRNN_INLINE Vec load_up_to(const T* p, std::int64_t count) {
+    return count >= lanes ? load(p) : load_partial(p, static_cast<int>(count));
+  }
+  FASTRNN_INLINE void store_up_to(T* p, std::int64_t count) const {
+    if (count >= lanes) {
+      store(p);
+    } else {
+      store_partial(p, static_cast<int>(count));
+    }
+  }
+
+  static FASTRNN_INLINE unsigned bounded(int count) {
+    return static_cast<unsigned>(count) < lanes ? static_cast<unsigned>(count) : lanes;
   }
 
   friend FASTRNN_INLINE Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
@@ -174,6 +205,11 @@ FASTRNN_INLINE Vec<T> with_sign_of(Vec<T> sign, Vec<T> nonnegative) {
                                                      sign_bit(sign));
 }
 
+template <class T>
+FASTRNN_INLINE Vec<T> where_positive(Vec<T> x, Vec<T> value) {
+  return Vec<T>(x.raw > typename Vec<T>::Raw{} ? value.raw : typename Vec<T>::Raw{});
+}
+
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) {
   return Vec<float>(_mm512_maskz_scalef_ps(static_cast<__mmask16>(-1), x.raw, n.raw));
@@ -244,6 +280,10 @@ FASTRNN_INLINE Wide<T, N> operator/(const Wide<T, N>& a, const Wide<T, N>& b) {
   FASTRNN_EACH_PART(a.part[i].raw / b.part[i].raw)
 }
 template <class T, int N>
+FASTRNN_INLINE Wide<T, N> operator-(const Wide<T, N>& a) {
+  FASTRNN_EACH_PART(-a.part[i].raw)
+}
+template <class T, int N>
 FASTRNN_INLINE Wide<T, N> multiply_add(const Wide<T, N>& a, const Wide<T, N>& b, const Wide<T, N>& c) {
   FASTRNN_EACH_PART(multiply_add(a.part[i], b.part[i], c.part[i]))
 }
@@ -262,6 +302,10 @@ FASTRNN_INLINE Wide<T, N> magnitude(const Wide<T, N>& x) {
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> with_sign_of(const Wide<T, N>& sign, const Wide<T, N>& nonnegative) {
   FASTRNN_EACH_PART(with_sign_of(sign.part[i], nonnegative.part[i]))
+}
+template <class T, int N>
+FASTRNN_INLINE Wide<T, N> where_positive(const Wide<T, N>& x, const Wide<T, N>& value) {
+  FASTRNN_EACH_PART(where_positive(x.part[i], value.part[i]))
 }
 template <class T, int N>
 FASTRNN_INLINE Wide<T, N> scale_by_power(const Wide<T, N>& x, const Wide<T, N>& n) {

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,12 @@ def activation(name: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[A
 def fma_peak(dtype: str, threads: int, seconds: float) -> float: ...
 def read_bandwidth(bytes_per_thread: int, threads: int, seconds: float) -> float: ...
 
+class Tape:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def consumed(self) -> bool: ...
+
 class Engine:
     parameter_shapes: dict[str, tuple[int, ...]]
 
@@ -40,6 +46,7 @@ class Engine:
         dtype: str,
     ) -> None: ...
     def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
+    @overload
     def forward(
         self,
         x: NDArray[np.floating[Any]],
@@ -49,7 +56,29 @@ class Engine:
         batch_first: bool,
         dropout: float,
         seed: int,
+        keep: Literal[False] = False,
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...
+    @overload
+    def forward(
+        self,
+        x: NDArray[np.floating[Any]],
+        state: Any,
+        lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.bool_] | None,
+        batch_first: bool,
+        dropout: float,
+        seed: int,
+        keep: Literal[True],
+    ) -> tuple[NDArray[np.floating[Any]], Any, Tape]: ...
+    def backward(
+        self,
+        tape: Tape,
+        parameters: Sequence[NDArray[np.floating[Any]]],
+        grad_output: NDArray[np.floating[Any]] | None,
+        grad_state: Any,
+        retain: bool,
+        input: bool,
+    ) -> tuple[NDArray[np.floating[Any]] | None, Any, list[NDArray[np.floating[Any]]]]: ...
     def step(
         self, x: NDArray[np.floating[Any]], state: Any
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...

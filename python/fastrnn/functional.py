@@ -17,6 +17,7 @@ from fastrnn._core import (
     CELLS,
     MERGES,
     Engine,
+    Tape,
     __version__,
     activation,
     config,
@@ -27,6 +28,7 @@ from fastrnn._core import get_num_threads as _get_num_threads
 from fastrnn._core import set_num_threads as _set_num_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Protocol
 
     from numpy.typing import ArrayLike, NDArray
@@ -43,11 +45,14 @@ __all__ = [
     "CELLS",
     "MERGES",
     "Engine",
+    "Tape",
     "__version__",
     "activation",
+    "backward",
     "config",
     "fma_peak",
     "forward",
+    "forward_with_tape",
     "get_num_threads",
     "read_bandwidth",
     "set_num_threads",
@@ -149,14 +154,15 @@ def _listed(name: str, expected: str, value: Any) -> NDArray[Any]:
         raise type(error)(f"{name}: expected {expected}, got {kind}: {error}") from error
 
 
-def view_state(state: Any) -> Any:
+def view_state(state: Any, name: str = "state") -> Any:
     """View a state, None, ``h`` or ``(h, c)``, as arrays."""
     if state is None:
         return None
     if isinstance(state, (tuple, list)):
-        views = [view("state", part) for part in state]
+        absent = name != "state"  # a gradient may have one part only
+        views = [None if absent and part is None else view(name, part) for part in state]
         return tuple(views) if isinstance(state, tuple) else views
-    return view("state", state)
+    return view(name, state)
 
 
 def float_array(
@@ -232,6 +238,90 @@ def forward(
         batch_first,
         dropout,
         seed,
+    )
+
+
+def forward_with_tape(
+    engine: Engine,
+    x: SupportsArray,
+    state: Any,
+    lengths: ArrayLike | None,
+    resets: ArrayLike | None,
+    *,
+    batch_first: bool,
+    dropout: float,
+    seed: int,
+) -> tuple[FloatArray, Any, Tape]:
+    """Run `engine` as `forward` does, and keep what `backward` needs.
+
+    Returns
+    -------
+    output : array
+        Read-only, because the tape refers to it.
+    state : array or pair of arrays
+        Final state.
+    tape : Tape
+        To be given to `backward`.
+    """
+    return engine.forward(
+        view("x", x),
+        view_state(state),
+        None if lengths is None else _lengths(lengths),
+        None if resets is None else _listed("resets", "bools", resets),
+        batch_first,
+        dropout,
+        seed,
+        True,
+    )
+
+
+def backward(
+    engine: Engine,
+    tape: Tape,
+    parameters: Iterable[FloatArray],
+    grad_output: SupportsArray | None,
+    grad_state: Any,
+    *,
+    retain: bool,
+    input_grad: bool,
+) -> tuple[FloatArray | None, Any, list[FloatArray]]:
+    """Differentiate the call that made `tape`.
+
+    Parameters
+    ----------
+    engine : Engine
+        The one that made it.
+    tape : Tape
+        Of `forward_with_tape`.
+    parameters : iterable of arrays
+        In the engine's order, unchanged since.
+    grad_output : array, optional
+        Gradient of the output, laid out as it; zero by default.
+    grad_state : array or pair of arrays, optional
+        Gradient of the final state; zero by default, as is a part that is None.
+    retain : bool
+        Whether the tape can be used again.
+    input_grad : bool
+        Whether the gradient of the input is wanted.
+
+    Returns
+    -------
+    input : array or None
+        Gradient of the input.
+    state : array or pair of arrays
+        Gradient of the initial state.
+    parameters : list of arrays
+        Gradients in the engine's order.
+    """
+    if not isinstance(tape, Tape):
+        raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
+    return engine.backward(
+        tape,
+        tuple(parameters),
+        None if grad_output is None else view("grad_output", grad_output),
+        view_state(grad_state, "grad_state"),
+        retain,
+        input_grad,
     )
 
 

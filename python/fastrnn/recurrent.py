@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from fastrnn.functional import FloatArray, SupportsArray
 
-__all__ = ["GRU", "LSTM", "RNN", "IncompatibleKeys", "Recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "Gradients", "IncompatibleKeys", "Recurrent"]
 
 State = TypeVar("State")
+Result = TypeVar("Result")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -42,6 +43,24 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class Gradients(NamedTuple):
+    """What ``layer.backward`` returns.
+
+    Attributes
+    ----------
+    input : ndarray or None
+        Gradient of the input, laid out as it; None if it was not asked for.
+    state : ndarray, or a pair of them (h, c) for `LSTM`
+        Gradient of the initial state.
+    parameters : dict of str to ndarray
+        Gradients of the parameters, by the names in ``layer.parameters``.
+    """
+
+    input: FloatArray | None
+    state: Any
+    parameters: dict[str, FloatArray]
 
 
 class Recurrent(Generic[State]):
@@ -206,11 +225,21 @@ class Recurrent(Generic[State]):
         >>> output.shape, h.shape
         ((5, 3, 32), (2, 3, 16))
         """
+        return self._run(functional.forward, x, state, lengths, resets)
+
+    def _run(
+        self,
+        function: Callable[..., Result],
+        x: SupportsArray,
+        state: State | None,
+        lengths: ArrayLike | None,
+        resets: ArrayLike | None,
+    ) -> Result:
         dropout = 0.0
         if self._training:
             self._pack()
             dropout = self.dropout
-        result = functional.forward(
+        result = function(
             self._engine,
             x,
             state,
@@ -223,6 +252,124 @@ class Recurrent(Generic[State]):
         if dropout:
             self._mask_seed += 1  # not before: a failed call leaves the layer as it was
         return result
+
+    def forward(
+        self,
+        x: SupportsArray,
+        state: State | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[FloatArray, State, functional.Tape]:
+        """Run over whole sequences, and keep what `backward` needs.
+
+        Parameters
+        ----------
+        x, state, lengths, resets
+            As in a call of the layer. `x` must not change until `backward`: the tape refers to it.
+
+        Returns
+        -------
+        output : ndarray
+            Output of the last layer at every step, read-only because the tape refers to it.
+        state : ndarray, or a pair of them (h, c) for `LSTM`
+            Final state, to continue from.
+        tape : Tape
+            What `backward` needs: the gates, cell states and outputs of every step.
+            ``tape.nbytes`` is its size. Several can be open.
+
+        Notes
+        -----
+        Bit for bit the result of a call. In training mode dropout is on, with the same mask in
+        `backward`.
+
+        Examples
+        --------
+        >>> layer = LSTM(8, 16, seed=0)
+        >>> x = np.ones((5, 3, 8), np.float32)
+        >>> output, state, tape = layer.forward(x)
+        >>> g = layer.backward(tape, grad_output=output - 1)  # of the loss ((output - 1)**2).sum() / 2
+        >>> for name, parameter in layer.parameters.items():
+        ...     parameter -= 0.1 * g.parameters[name]
+        >>> bool(np.abs(layer(x)[0] - 1).sum() < np.abs(output - 1).sum())
+        True
+        """
+        return self._run(functional.forward_with_tape, x, state, lengths, resets)
+
+    def backward(
+        self,
+        tape: functional.Tape,
+        grad_output: SupportsArray | None = None,
+        grad_state: Any = None,
+        retain: bool = False,
+        *,
+        input_grad: bool = True,
+    ) -> Gradients:
+        """Backpropagate through time: differentiate the call of `forward` that made a tape.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of this layer's `forward`. It is consumed, unless `retain` is true.
+        grad_output : array, optional
+            Gradient dL/d(output) of a loss L, shaped as the output; zero by default. Of padded steps it
+            is ignored.
+        grad_state : array, or a pair of them (h, c) for `LSTM`, optional
+            Gradient of the final state, shaped as it; zero by default. Of a pair, either can be None.
+        retain : bool, default False
+            Whether the tape can be used for another call, which gives the same bits; this one then
+            works on a copy of its gates.
+        input_grad : bool, default True
+            Whether dL/d(input) is wanted. Of a network's first layer it rarely is, and it is a
+            sixth of the work of a training step where I = H.
+
+        Returns
+        -------
+        Gradients
+            dL/d(input), dL/d(initial state) and dL/d(parameters) as `input`, `state` and `parameters`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a gradient does not fit; if the tape is another layer's or consumed.
+        RuntimeError
+            If a parameter changed since `forward`; the tape is then still open.
+
+        Notes
+        -----
+        Gradients do not depend on the number of threads, to the last bit. None crosses a reset, and
+        steps past a row's length neither receive nor contribute any. The gradient of ``"max"`` goes to
+        the larger direction, and in halves where they are equal. The cost is twice that of
+        `forward`.
+
+        References
+        ----------
+        .. [1] P. J. Werbos. Backpropagation through time: what it does and how to do it. Proceedings of
+               the IEEE 78(10), 1990.
+
+        Examples
+        --------
+        >>> layer = GRU(8, 16, seed=0)
+        >>> output, h, tape = layer.forward(np.ones((5, 3, 8), np.float32), lengths=[5, 2, 0])
+        >>> g = layer.backward(tape, grad_state=np.ones_like(h))
+        >>> g.input.shape, g.state.shape, g.parameters["weight_hh_l0"].shape
+        ((5, 3, 8), (1, 3, 16), (48, 16))
+        >>> float(np.abs(g.input[2:, 1]).max())
+        0.0
+        >>> layer.backward(tape, output)
+        Traceback (most recent call last):
+        ValueError: tape: expected one that backward has not consumed; retain=True keeps it for another call
+        """
+        grad_input, grad_initial, gradients = functional.backward(
+            self._engine,
+            tape,
+            self._parameters.values(),
+            grad_output,
+            grad_state,
+            retain=functional.boolean("retain", retain),
+            input_grad=functional.boolean("input_grad", input_grad),
+        )
+        named = dict(zip(self._parameters, gradients, strict=True))
+        return Gradients(grad_input, grad_initial, named)
 
     def step(self, x: SupportsArray, state: State | None = None) -> tuple[FloatArray, State]:
         """Run one step, without dropout: the fast way to stream, in evaluation mode.

@@ -1,0 +1,604 @@
+// Forward on the CPU: walks layers, directions and time.
+#include "random.h"
+#include "rnn_cpu.h"
+
+namespace fastrnn {
+namespace {
+
+// The input projection of a block of steps is formed at once; a thread's part of it stays about this
+// large, so that the steps find it in their own L2. But each block streams all input weights: where
+// those are large, the block may be this fraction of them.
+constexpr std::int64_t block_bytes = 384 * 1024;
+constexpr std::int64_t block_share_of_weights = 4;
+
+// Pieces of the workspace; the first index in a comment is the outermost.
+template <class T>
+struct Buffers {
+  T* h[2];           // (L*D, B, h_stride) each: operand of even and of odd steps
+  T* c;              // (L*D, B, c_stride)
+  T* exchange;       // (D, B, c_stride): from a first to a second phase
+  T* between[2];     // layer outputs that the next layer reads, even and odd layers
+  T* reverse;        // (T, B, R): second direction, where it is merged into the first
+  T* slots;          // (threads, block rows, slots_stride); in training the tape's
+  const T** x_rows;  // (threads, block rows)
+  T** slot_rows;     // (threads, block rows)
+  T** y_rows;        // (threads, rows of a group)
+  T* staged;         // (threads, block rows, I): rows of an x whose elements are not adjacent
+  std::int64_t h_stride, c_stride;
+  std::int64_t block_steps, block_rows, group_rows, slots_per_thread, staged_per_thread;
+};
+
+template <class T>
+struct Call {
+  const Config& config;
+  const CellPlan& plan;
+  const Kernels<T>& kernels;
+  const CpuWeights<T>& weights;
+  const Forward<T>& forward;
+  const Buffers<T>& buffers;
+  const CpuTape<T>* tape;  // null in inference
+  const CpuWorkspace& workspace;
+};
+
+// One thread's part of a forward call.
+template <class T>
+class ForwardWorker : Member {
+ public:
+  ForwardWorker(const Call<T>& call, int thread)
+      : Member(call.config, call.kernels.lanes, call.forward.batch, call.workspace, thread),
+        config_(call.config),
+        plan_(call.plan),
+        kernels_(call.kernels),
+        weights_(call.weights),
+        forward_(call.forward),
+        buffers_(call.buffers),
+        tape_(call.tape) {
+    x_rows_ = buffers_.x_rows + thread * buffers_.block_rows;
+    slot_rows_ = buffers_.slot_rows + thread * buffers_.block_rows;
+    y_rows_ = buffers_.y_rows + thread * buffers_.group_rows;
+    staged_ = buffers_.staged + thread * buffers_.staged_per_thread;
+    slots_ = buffers_.slots + thread * buffers_.slots_per_thread;
+    slots_per_unit_ = tape_ ? plan_.slots : config_.gates();
+    slots_stride_ = tape_ ? tape_->slots_stride : hidden_.panels * slots_per_unit_ * kernels_.lanes;
+    second_phase_ = plan_.phases == 2 || config_.proj_size;
+    merged_ = merges(config_);
+  }
+
+  void run() {
+    clear_padding();
+    for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (int d = 0; d < config_.directions(); ++d) {
+        if (mine(d)) start(layer, d);
+      }
+    }
+    if (config_.bidirectional) {
+      run_bidirectional();
+    } else {
+      meet_slices();
+      for (std::int64_t s0 = 0; s0 < max_steps_; s0 += buffers_.block_steps) {
+        for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+          run_block(layer, 0, s0, std::min(s0 + buffers_.block_steps, max_steps_));
+        }
+      }
+    }
+  }
+
+ private:
+  // ---- layers -----------------------------------------------------------------------------------
+
+  void run_bidirectional() {
+    meet_group();
+    for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (int d = 0; d < 2; ++d) {
+        if (!mine(d)) continue;
+        for (std::int64_t s0 = 0; s0 < max_steps_; s0 += buffers_.block_steps) {
+          run_block(layer, d, s0, std::min(s0 + buffers_.block_steps, max_steps_));
+        }
+      }
+      meet_group();
+      if (merged_) {
+        merge_directions(layer);
+        meet_group();
+      }
+    }
+  }
+
+  Rows<const char*> input_rows(std::int64_t layer) const {
+    if (layer == 0) return {forward_.x.data, forward_.x.stride[0], forward_.x.stride[1], false};
+    const Rows<T*> rows = output_rows(layer - 1);
+    const std::int64_t size = sizeof(T);
+    return {reinterpret_cast<const char*>(rows.base), rows.step * size, rows.row * size, rows.by_block};
+  }
+
+  Rows<T*> output_rows(std::int64_t layer) const {
+    if (tape_) return tape_->y[layer];
+    if (layer == config_.num_layers - 1) return {forward_.y, forward_.y_step, forward_.y_row, false};
+    T* base = buffers_.between[layer % 2];
+    const std::int64_t width = config_.output_size();
+    if (config_.bidirectional) return {base, forward_.batch * width, width, false};
+    return {base + buffers_.block_steps * first_row_ * width, rows_ * width, width, true};
+  }
+
+  // Where h of a direction goes, at once or to be made an output of.
+  Rows<T*> hidden_rows(std::int64_t layer, int d) const {
+    const std::int64_t width = config_.state_size();
+    if (tape_ && chain(layer, d).h) return {chain(layer, d).h, forward_.batch * width, width, false};
+    if (merged_ && d == 1) return {buffers_.reverse, forward_.batch * width, width, false};
+    Rows<T*> rows = output_rows(layer);
+    rows.base += d * width;
+    return rows;
+  }
+
+  const Chain<T>& chain(std::int64_t layer, int d) const {
+    return tape_->chains[layer * config_.directions() + d];
+  }
+
+  template <class P>
+  P address(const Rows<P>& rows, std::int64_t s, std::int64_t s0, std::int64_t b, bool reverse) const {
+    if (rows.by_block) return rows.base + (s - s0) * rows.step + b * rows.row;
+    return rows.base + time(s, b, reverse) * rows.step + ids_[b] * rows.row;
+  }
+
+  // ---- state ------------------------------------------------------------------------------------
+
+  std::int64_t state_row(std::int64_t layer, int d, std::int64_t b) const {
+    return (layer * config_.directions() + d) * forward_.batch + first_row_ + b;
+  }
+
+  T* h_row(std::int64_t layer, int d, std::int64_t b, std::int64_t s) const {
+    return buffers_.h[s % 2] + state_row(layer, d, b) * buffers_.h_stride;
+  }
+
+  T* c_row(std::int64_t layer, int d, std::int64_t b) const {
+    return buffers_.c + state_row(layer, d, b) * buffers_.c_stride;
+  }
+
+  static void read_state(const View& view, std::int64_t index, std::int64_t row, const Slice& slice, T* out) {
+    if (!view.data) {
+      std::fill_n(out + slice.first_unit, slice.units, T(0));
+      return;
+    }
+    const char* in = view.data + index * view.stride[0] + row * view.stride[1];
+    if (view.stride[2] == sizeof(T)) {
+      std::memcpy(out + slice.first_unit, in + slice.first_unit * sizeof(T),
+                  static_cast<std::size_t>(slice.units) * sizeof(T));
+      return;
+    }
+    for (std::int64_t u = slice.first_unit; u < slice.first_unit + slice.units; ++u) {
+      std::memcpy(out + u, in + u * view.stride[2], sizeof(T));
+    }
+  }
+
+  // Own units of the initial state, into the operand of step 0.
+  void start(std::int64_t layer, int d) {
+    const std::int64_t index = layer * config_.directions() + d;
+    for (std::int64_t b = 0; b < rows_; ++b) {
+      T* h = h_row(layer, d, b, 0);
+      std::fill_n(h + state_.first_unit, state_.panels * kernels_.lanes, T(0));
+      read_state(forward_.h0, index, ids_[b], state_, h);
+      if (config_.has_cell_state()) {
+        // Lanes beyond H are computed too: give them a value.
+        T* c = c_row(layer, d, b);
+        std::fill_n(c + hidden_.first_unit, hidden_.panels * kernels_.lanes, T(0));
+        read_state(forward_.c0, index, ids_[b], hidden_, c);
+      }
+      if (tape_) keep_start(layer, d, b);
+      if (lengths_[b] == 0) finish_row(layer, d, b, 0);
+      if (d == 0 && lengths_[b] > 0 && reset_at(0, b)) clear_state(layer, d, b, 0);
+    }
+  }
+
+  void keep_start(std::int64_t layer, int d, std::int64_t b) {
+    const std::int64_t lanes = kernels_.lanes;
+    std::copy_n(h_row(layer, d, b, 0) + state_.first_unit, state_.panels * lanes,
+                chain(layer, d).h0 + ids_[b] * tape_->h_stride + state_.first_unit);
+    if (!config_.has_cell_state()) return;
+    std::copy_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.panels * lanes,
+                chain(layer, d).c0 + ids_[b] * tape_->c_stride + hidden_.first_unit);
+  }
+
+  // The state of a row that took its last step, from the operand of step s.
+  void finish_row(std::int64_t layer, int d, std::int64_t b, std::int64_t s) {
+    const std::int64_t row = (layer * config_.directions() + d) * forward_.batch + ids_[b];
+    std::copy_n(h_row(layer, d, b, s) + state_.first_unit, state_.units,
+                forward_.hn + row * config_.state_size() + state_.first_unit);
+    if (config_.has_cell_state()) {
+      std::copy_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units,
+                  forward_.cn + row * config_.hidden_size + hidden_.first_unit);
+    }
+  }
+
+  bool reset_at(std::int64_t t, std::int64_t b) const {
+    const View& resets = forward_.resets;
+    return resets.data && resets.data[t * resets.stride[0] + ids_[b] * resets.stride[1]];
+  }
+
+  void clear_state(std::int64_t layer, int d, std::int64_t b, std::int64_t s) {
+    std::fill_n(h_row(layer, d, b, s) + state_.first_unit, state_.units, T(0));
+    if (config_.has_cell_state()) {
+      std::fill_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units, T(0));
+    }
+  }
+
+  // ---- time -------------------------------------------------------------------------------------
+
+  // Of the group's first row at step s in what the tape keeps; its next rows follow at row_groups_.
+  std::int64_t kept_row(std::int64_t s) const { return tape_->order.offset[s] + row_group_; }
+
+  // Steps [s0, s1) of one layer and direction.
+  void run_block(std::int64_t layer, int d, std::int64_t s0, std::int64_t s1) {
+    const DirectionWeights<T>& weights = weights_.directions[layer * config_.directions() + d];
+    project_inputs(layer, d, s0, s1, weights);
+
+    StepArguments<T> first{}, second{};
+    fill_arguments(layer, d, weights, first, second);
+    const bool adjusted = !merged_ && !plain_output(config_, forward_.dropout, layer);
+    const Rows<T*> out = output_rows(layer), hidden = hidden_rows(layer, d);
+    const std::int64_t column = d * config_.state_size() + state_.first_unit;
+    const T* const* x = x_rows_;
+    std::int64_t n = active_rows(s0);
+    for (std::int64_t s = s0; s < s1; ++s) {
+      for (std::int64_t b = 0; b < n; ++b) y_rows_[b] = address(hidden, s, s0, b, d == 1) + state_.first_unit;
+      T* const operand = h_row(layer, d, 0, s);
+      T* const result = h_row(layer, d, 0, s + 1);
+      if (tape_) keep_step(layer, d, s, first, second);
+      first.rows = second.rows = n;
+      first.operand = operand;
+      first.h_previous = second.h_previous = operand + hidden_.first_unit;
+      first.descending = second.descending = s % 2;
+      StepArguments<T>& last = second_phase_ ? second : first;
+      last.result = result + state_.first_unit;
+      last.y = y_rows_;
+      run_phase(0, first);
+      if (second_phase_) {
+        meet_slices();
+        run_phase(1, second);
+      }
+      if (!tape_) {
+        first.slots += n * slots_stride_;
+        second.slots = first.slots;
+      }
+      if (adjusted) {
+        for (std::int64_t b = 0; b < n; ++b) {
+          T* y = address(out, s, s0, b, d == 1) + column;
+          if (y != y_rows_[b]) std::copy_n(y_rows_[b], state_.units, y);
+          adjust_output(layer, time(s, b, d == 1), ids_[b], x[b], y, column, state_.units);
+        }
+      }
+      x += n;
+      n = finish_step(layer, d, s, n);
+      meet_slices();
+    }
+  }
+
+  // Where a step writes what the tape keeps of it.
+  void keep_step(std::int64_t layer, int d, std::int64_t s, StepArguments<T>& first,
+                 StepArguments<T>& second) const {
+    const Chain<T>& kept = chain(layer, d);
+    first.slots = kept.slots + kept_row(s) * tape_->slots_stride +
+                  hidden_.first_panel * slots_per_unit_ * kernels_.lanes;
+    second.slots = first.slots;
+    if (config_.has_cell_state()) first.c_kept = kept.c + kept_row(s) * tape_->c_stride + hidden_.first_unit;
+    if (second_phase_) {
+      second.operand = kept.exchange + kept_row(s) * tape_->c_stride;
+      first.result = kept.exchange + kept_row(s) * tape_->c_stride + hidden_.first_unit;
+    }
+  }
+
+  void project_inputs(std::int64_t layer, int d, std::int64_t s0, std::int64_t s1,
+                      const DirectionWeights<T>& weights) {
+    const Rows<const char*> in = input_rows(layer);
+    const std::int64_t columns = config_.layer_input_size(layer);
+    const bool adjacent = layer > 0 || usable_in_place<T>(forward_.x);
+    T* const kept =
+        tape_ ? chain(layer, d).slots + hidden_.first_panel * slots_per_unit_ * kernels_.lanes : nullptr;
+    std::int64_t count = 0, n = rows_;
+    for (std::int64_t s = s0; s < s1; ++s) {
+      while (n > 0 && lengths_[n - 1] <= s) --n;
+      for (std::int64_t b = 0; b < n; ++b, ++count) {
+        const char* row = address(in, s, s0, b, d == 1);
+        if (!adjacent) {
+          T* copy = staged_ + count * columns;
+          for (std::int64_t k = 0; k < columns; ++k) {
+            std::memcpy(copy + k, row + k * forward_.x.stride[2], sizeof(T));
+          }
+          row = reinterpret_cast<const char*>(copy);
+        }
+        x_rows_[count] = reinterpret_cast<const T*>(row);
+        slot_rows_[count] =
+            tape_ ? kept + (kept_row(s) + b * row_groups_) * slots_stride_ : slots_ + count * slots_stride_;
+      }
+    }
+    InputArguments<T> input{};
+    input.x = x_rows_;
+    input.rows = count;
+    input.panels = hidden_.panels;
+    input.columns = columns;
+    input.weight = weights.input + hidden_.first_unit * config_.gates() * columns;
+    input.bias = weights.input_bias + hidden_.first_unit * config_.gates();
+    input.slots = slot_rows_;
+    input.slots_per_unit = slots_per_unit_;
+    kernels_.input[config_.gates()](input);
+  }
+
+  // What stays the same for all steps of a block.
+  void fill_arguments(std::int64_t layer, int d, const DirectionWeights<T>& weights, StepArguments<T>& first,
+                      StepArguments<T>& second) const {
+    const int gates = plan_.phase[0].gates;
+    first.panels = hidden_.panels;
+    first.columns = config_.state_size();
+    first.units = hidden_.units;
+    first.operand_stride = first.h_stride = buffers_.h_stride;
+    first.weight = weights.recurrent[0] + hidden_.first_unit * gates * config_.state_size();
+    first.slots = slots_;
+    first.slots_stride = tape_ ? row_groups_ * slots_stride_ : slots_stride_;
+    first.slots_per_unit = slots_per_unit_;
+    first.keep_slots = tape_ != nullptr;
+    first.recurrent_bias = weights.recurrent_bias + hidden_.first_unit;
+    first.peephole = weights.peephole + 3 * hidden_.first_unit;
+    first.c = config_.has_cell_state() ? c_row(layer, d, 0) + hidden_.first_unit : nullptr;
+    first.c_stride = buffers_.c_stride;
+    first.c_kept_stride = tape_ ? row_groups_ * tape_->c_stride : 0;
+    first.result_stride = buffers_.h_stride;
+    if (!second_phase_) return;
+
+    T* const exchange = buffers_.exchange + (d * forward_.batch + first_row_) * buffers_.c_stride;
+    first.result = exchange + hidden_.first_unit;
+    first.result_stride = tape_ ? row_groups_ * tape_->c_stride : buffers_.c_stride;
+    second = first;
+    second.panels = state_.panels;
+    second.columns = config_.hidden_size;
+    second.units = state_.units;
+    second.operand = exchange;
+    second.operand_stride = first.result_stride;
+    second.result_stride = buffers_.h_stride;
+    second.weight = config_.proj_size ? weights.projection + state_.first_unit * config_.hidden_size
+                                      : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
+  }
+
+  void run_phase(int index, const StepArguments<T>& arguments) const {
+    const StepPhase phase =
+        index == 1 && config_.proj_size ? StepPhase::projection : plan_.phase[index].phase;
+    kernels_.step[static_cast<int>(phase)](arguments);
+  }
+
+  // Hands out the states of rows that end with step s, clears those that a reset cuts before the next
+  // step; returns how many rows go on.
+  std::int64_t finish_step(std::int64_t layer, int d, std::int64_t s, std::int64_t n) {
+    while (n > 0 && lengths_[n - 1] == s + 1) finish_row(layer, d, --n, s + 1);
+    if (forward_.resets.data) {
+      for (std::int64_t b = 0; b < n; ++b) {
+        // The cut lies between two time steps: before the later of them, whichever comes first here.
+        const std::int64_t later = d == 1 ? time(s, b, true) : s + 1;
+        if (reset_at(later, b)) clear_state(layer, d, b, s + 1);
+      }
+    }
+    return n;
+  }
+
+  // ---- outputs ----------------------------------------------------------------------------------
+
+  // Columns [first, first + count) of one output row; `y` points at the first of them, `x` at the
+  // row of the layer's input.
+  void adjust_output(std::int64_t layer, std::int64_t t, std::int64_t row, const T* x, T* y,
+                     std::int64_t first, std::int64_t count) const {
+    if (residual_at(config_, layer)) {
+      for (std::int64_t i = 0; i < count; ++i) y[i] += x[first + i];
+    }
+    if (dropout_at(config_, forward_.dropout, layer)) {
+      apply_dropout(y, first, count, forward_.dropout, forward_.seed, layer, t, row);
+    }
+  }
+
+  static T merged(Merge merge, T forward, T reverse) {
+    switch (merge) {
+      case Merge::sum:
+        return forward + reverse;
+      case Merge::mean:
+        return (forward + reverse) / 2;
+      case Merge::max:
+        // NaN of either side propagates.
+        return forward > reverse || forward != forward ? forward : reverse;
+      default:
+        return forward * reverse;
+    }
+  }
+
+  // The threads of a row group share its rows.
+  void merge_directions(std::int64_t layer) {
+    const Rows<T*> out = output_rows(layer), ahead = hidden_rows(layer, 0), back = hidden_rows(layer, 1);
+    const Rows<const char*> in = input_rows(layer);
+    const std::int64_t width = config_.state_size();
+    const std::int64_t column = layer == 0 ? forward_.x.stride[2] : std::int64_t{sizeof(T)};
+    const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
+    for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
+      for (std::int64_t t = 0; t < lengths_[b]; ++t) {
+        T* y = out.base + t * out.step + ids_[b] * out.row;
+        const T* forward = ahead.base + t * ahead.step + ids_[b] * ahead.row;
+        const T* reverse = back.base + t * back.step + ids_[b] * back.row;
+        for (std::int64_t i = 0; i < width; ++i) y[i] = merged(config_.merge, forward[i], reverse[i]);
+        if (!residual_at(config_, layer) && !dropout_at(config_, forward_.dropout, layer)) continue;
+        const char* x = in.base + t * in.step + ids_[b] * in.row;
+        if (residual_at(config_, layer)) {
+          for (std::int64_t i = 0; i < width; ++i) {
+            T value;
+            std::memcpy(&value, x + i * column, sizeof(T));
+            y[i] += value;
+          }
+        }
+        if (dropout_at(config_, forward_.dropout, layer)) {
+          apply_dropout(y, 0, width, forward_.dropout, forward_.seed, layer, t, ids_[b]);
+        }
+      }
+    }
+  }
+
+  // Outputs past a row's length are 0; the threads of a row group share its rows.
+  void clear_padding() {
+    const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
+    for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
+      for (std::int64_t t = lengths_[b]; t < forward_.steps; ++t) {
+        std::fill_n(forward_.y + t * forward_.y_step + ids_[b] * forward_.y_row, config_.output_size(), T(0));
+      }
+    }
+  }
+
+  const Config& config_;
+  const CellPlan& plan_;
+  const Kernels<T>& kernels_;
+  const CpuWeights<T>& weights_;
+  const Forward<T>& forward_;
+  const Buffers<T>& buffers_;
+  const CpuTape<T>* const tape_;
+  T *slots_, *staged_;
+  const T** x_rows_;
+  T **slot_rows_, **y_rows_;
+  int slots_per_unit_;
+  std::int64_t slots_stride_;
+  bool second_phase_, merged_;
+};
+
+template <class T>
+void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buffers<T>& buffers) {
+  const Config& config = driver.config;
+  const Partition& partition = driver.workspace.partition;
+  const std::int64_t lanes = driver.kernels.lanes;
+  const std::int64_t chains = config.num_layers * config.directions();
+  const std::int64_t all_panels = round_up(config.hidden_size, lanes) / lanes;
+  const std::int64_t slice_units = (all_panels + partition.slices - 1) / partition.slices * lanes;
+  const std::int64_t slots_stride = slice_units * config.gates();
+  buffers.group_rows = (call.batch + partition.row_groups - 1) / partition.row_groups;
+  const std::int64_t step_bytes =
+      std::max<std::int64_t>(1, buffers.group_rows * slots_stride * std::int64_t{sizeof(T)});
+  const std::int64_t weight_bytes =
+      slots_stride * std::max(config.input_size, config.output_size()) * std::int64_t{sizeof(T)};
+  buffers.block_steps = std::max(block_bytes, weight_bytes / block_share_of_weights) / step_bytes;
+  buffers.block_steps = std::max<std::int64_t>(1, std::min(call.steps, buffers.block_steps));
+  buffers.block_rows = buffers.block_steps * buffers.group_rows;
+  // One vector more than whole panels: rows at a power of two would share cache sets.
+  buffers.h_stride = round_up(config.state_size(), lanes) + lanes;
+  buffers.c_stride = round_up(config.hidden_size, lanes) + lanes;
+
+  for (T*& h : buffers.h) h = arena.take<T>(chains * call.batch * buffers.h_stride);
+  if (config.has_cell_state()) buffers.c = arena.take<T>(chains * call.batch * buffers.c_stride);
+  const std::int64_t threads = partition.threads();
+  buffers.x_rows = arena.take<const T*>(threads * buffers.block_rows);
+  buffers.slot_rows = arena.take<T*>(threads * buffers.block_rows);
+  buffers.y_rows = arena.take<T*>(threads * buffers.group_rows);
+  if (call.tape) return;
+
+  buffers.slots_per_thread = buffers.block_rows * slots_stride;
+  buffers.slots = arena.take<T>(threads * buffers.slots_per_thread);
+  if (config.proj_size || driver.plan.phases == 2) {
+    buffers.exchange = arena.take<T>(config.directions() * call.batch * buffers.c_stride);
+  }
+  const std::int64_t steps = config.bidirectional ? call.steps : buffers.block_steps;
+  const std::int64_t between = steps * call.batch * config.output_size();
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(2, config.num_layers - 1); ++i) {
+    buffers.between[i] = arena.take<T>(between);
+  }
+  if (merges(config)) buffers.reverse = arena.take<T>(call.steps * call.batch * config.state_size());
+  if (!usable_in_place<T>(call.x)) {
+    buffers.staged_per_thread = buffers.block_rows * config.input_size;
+    buffers.staged = arena.take<T>(threads * buffers.staged_per_thread);
+  }
+}
+
+template <class T>
+void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape) {
+  const Config& config = driver.config;
+  const int lanes = driver.kernels.lanes;
+  const std::int64_t padded = round_up(config.hidden_size, lanes);
+  const std::int64_t rows = tape.order.total_rows();
+  const std::int64_t state = config.state_size(), width = config.output_size();
+  tape.slots_stride = spread<T>(driver.plan.slots * padded, lanes);
+  tape.c_stride = spread<T>(padded, lanes);
+  tape.h_stride = round_up(state, lanes);
+  tape.zeros = arena.take<T>(std::max(tape.c_stride, tape.h_stride));
+  tape.chains.resize(static_cast<std::size_t>(config.num_layers * config.directions()));
+  tape.y.resize(static_cast<std::size_t>(config.num_layers));
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    Rows<T*>& y = tape.y[layer];
+    if (layer + 1 < config.num_layers) {
+      y = {arena.take<T>(call.steps * call.batch * width), call.batch * width, width, false};
+    } else {
+      y = {call.y, call.y_step, call.y_row, false};
+    }
+    for (std::int64_t d = 0; d < config.directions(); ++d) {
+      Chain<T>& chain = tape.chains[layer * config.directions() + d];
+      chain.slots = arena.take<T>(rows * tape.slots_stride);
+      chain.c = config.has_cell_state() ? arena.take<T>(rows * tape.c_stride) : nullptr;
+      const bool exchanges = config.proj_size || driver.plan.phases == 2;
+      chain.exchange = exchanges ? arena.take<T>(rows * tape.c_stride) : nullptr;
+      const bool plain = plain_output(config, call.dropout, layer);
+      chain.h = plain ? nullptr : arena.take<T>(call.steps * call.batch * state);
+      chain.h0 = arena.take<T>(call.batch * tape.h_stride);
+      chain.c0 = config.has_cell_state() ? arena.take<T>(call.batch * tape.c_stride) : nullptr;
+    }
+  }
+}
+
+template <class T>
+void fill_tape(const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape) {
+  tape.steps = call.steps;
+  tape.batch = call.batch;
+  tape.x = call.x;
+  tape.dropout = call.dropout;
+  tape.seed = call.seed;
+  tape.order.sort(call.lengths, call.steps, call.batch);
+  tape.resets.clear();
+  if (call.resets.data) {
+    tape.resets.resize(static_cast<std::size_t>(call.steps * call.batch));
+    for (std::int64_t t = 0; t < call.steps; ++t) {
+      for (std::int64_t b = 0; b < call.batch; ++b) {
+        tape.resets[t * call.batch + b] =
+            call.resets.data[t * call.resets.stride[0] + b * call.resets.stride[1]];
+      }
+    }
+  }
+  Arena counting;
+  lay_out(counting, driver, call, tape);
+  tape.used = counting.used();
+  Arena arena(tape.storage.reserve(tape.used));
+  lay_out(arena, driver, call, tape);
+  std::fill_n(tape.zeros, std::max(tape.c_stride, tape.h_stride), T(0));
+}
+
+}  // namespace
+
+template <class T>
+void run_forward(const Driver<T>& driver, const CpuWeights<T>& weights, const Forward<T>& call) {
+  CpuWorkspace& workspace = driver.workspace;
+  Partition partition = driver.model.choose(call.steps, call.batch, num_threads());
+  Team team(partition.threads(), driver.model.patience(call.steps, call.batch));
+  if (team.size() < partition.threads()) {
+    partition = driver.model.choose(call.steps, call.batch, team.size());
+  }
+  workspace.set_partition(partition);
+
+  auto* const tape = static_cast<CpuTape<T>*>(call.tape);
+  if (tape) {
+    fill_tape(driver, call, *tape);
+  } else {
+    workspace.order.sort(call.lengths, call.steps, call.batch);
+  }
+  workspace.deal(tape ? tape->order : workspace.order);
+
+  Buffers<T> buffers{};
+  Arena counting;
+  lay_out(counting, driver, call, buffers);
+  Arena arena(workspace.storage.reserve(counting.used()));
+  lay_out(arena, driver, call, buffers);
+
+  const Call<T> whole{driver.config, driver.plan, driver.kernels, weights, call, buffers, tape, workspace};
+  const int threads = partition.threads();
+  team.run([&](int thread) {
+    if (thread < threads) ForwardWorker<T>(whole, thread).run();
+  });
+  if (tape) tape->checksum = weights.checksum;
+}
+
+template void run_forward(const Driver<float>&, const CpuWeights<float>&, const Forward<float>&);
+template void run_forward(const Driver<double>&, const CpuWeights<double>&, const Forward<double>&);
+
+}  // namespace fastrnn
