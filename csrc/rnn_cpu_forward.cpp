@@ -352,6 +352,7 @@ class ForwardWorker : Member {
     second.operand = exchange;
     second.operand_stride = first.result_stride;
     second.result_stride = buffers_.h_stride;
+    if (config_.proj_size) second.keep_slots = false;  // it has none
     second.weight = config_.proj_size ? weights.projection + state_.first_unit * config_.hidden_size
                                       : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
   }
