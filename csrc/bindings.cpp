@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
@@ -121,11 +122,60 @@ T* data_of(const py::array& array) {
 
 // ---- the engine ------------------------------------------------------------------------------------
 
+// Memory of large results, used again when the last array in it is gone: a training step makes and drops the
+// same arrays each time, and fresh pages cost a fifth of its time. Touched with the interpreter lock held.
+class Pool : public std::enable_shared_from_this<Pool> {
+ public:
+  Storage take(std::size_t bytes) {
+    const auto fits = [&](const Storage& idle) {
+      return idle.size() >= bytes && idle.size() <= bytes + bytes / 4;
+    };
+    const auto found = std::find_if(idle_.begin(), idle_.end(), fits);
+    Storage storage;
+    if (found != idle_.end()) {
+      storage = std::move(*found);
+      idle_.erase(found);
+    }
+    storage.reserve(bytes);
+    return storage;
+  }
+
+  void give(Storage storage) {
+    if (idle_.size() == most) idle_.erase(idle_.begin());
+    idle_.push_back(std::move(storage));
+  }
+
+  void clear() { idle_.clear(); }
+
+  // What arrays in the storage take as their base: the last of them gives it back.
+  py::capsule owner(Storage storage) {
+    struct Lent {
+      Storage storage;
+      std::shared_ptr<Pool> pool;
+    };
+    auto lent = std::make_unique<Lent>(Lent{std::move(storage), shared_from_this()});
+    return py::capsule(lent.release(), [](void* memory) {
+      const std::unique_ptr<Lent> back(static_cast<Lent*>(memory));
+      back->pool->give(std::move(back->storage));
+    });
+  }
+
+ private:
+  static constexpr std::size_t most = 4;  // of the gradients, the output and the gradient of the input
+  std::vector<Storage> idle_;
+};
+
 // How the arrays of a call are laid out.
 struct Layout {
   std::int64_t steps, batch;
   bool batched;
   int time_axis;
+
+  std::vector<std::int64_t> shape(std::int64_t width) const {
+    if (!batched) return {steps, width};
+    if (time_axis) return {batch, steps, width};
+    return {steps, batch, width};
+  }
 
   template <class T>
   py::array sequence(std::int64_t width) const {
@@ -133,6 +183,18 @@ struct Layout {
     if (time_axis) return new_array<T, 3>({batch, steps, width});
     return new_array<T, 3>({steps, batch, width});
   }
+
+  // The same in memory of the pool, where it is large.
+  template <class T>
+  py::array sequence(std::int64_t width, Pool& pool) const {
+    constexpr std::size_t large = std::size_t{1} << 17;
+    const std::size_t bytes = static_cast<std::size_t>(steps * batch * width) * sizeof(T);
+    if (bytes < large) return sequence<T>(width);
+    Storage storage = pool.take(bytes);
+    T* const data = static_cast<T*>(storage.data());
+    return py::array_t<T>(shape(width), data, pool.owner(std::move(storage)));
+  }
+
   std::int64_t step(std::int64_t width) const { return time_axis ? width : batch * width; }
   std::int64_t row(std::int64_t width) const { return time_axis ? steps * width : width; }
 };
@@ -151,6 +213,7 @@ class TypedKeptCall final : public KeptCall {
   std::size_t bytes() const override { return tape ? tape->bytes() : 0; }
 
   std::unique_ptr<Tape<T>> tape;
+  Storage block;  // of the packed weights in forward, then of the gradients
   py::array x, y;
   Layout layout;
   std::shared_ptr<const int> maker;  // identity of the engine
@@ -160,8 +223,9 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
+  virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
-                            bool batch_first, double dropout, std::uint64_t seed, bool keep) = 0;
+                            bool batch_first, double dropout, std::uint64_t seed, py::handle parameters) = 0;
   virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
                              py::handle grad_state, bool retain, bool input) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
@@ -177,7 +241,10 @@ template <class T>
 class TypedEngine final : public Engine {
  public:
   explicit TypedEngine(const Config& config)
-      : Engine(config), network_(make_cpu_network<T>(config)), parameters_(parameters_of(config)) {}
+      : Engine(config),
+        network_(make_cpu_network<T>(config)),
+        parameters_(parameters_of(config)),
+        rooms_(network_->gradient_rooms()) {}
 
   void pack(const py::sequence& arrays) override {
     std::vector<py::array> held;
@@ -188,6 +255,11 @@ class TypedEngine final : public Engine {
       packed = network_->pack(pointers.data());
     }
     weights_ = std::move(packed);
+  }
+
+  void release() override {
+    idle_tapes_.clear();
+    pool_->clear();
   }
 
   std::vector<const T*> read_parameters(const py::sequence& arrays,
@@ -215,7 +287,8 @@ class TypedEngine final : public Engine {
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
                     py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed,
-                    bool keep) override {
+                    py::handle parameters_object) override {
+    const bool keep = !parameters_object.is_none();
     py::array x = as_array("x", x_object);
     const bool batched = x.ndim() != 2;
     const int time_axis = batched && batch_first ? 1 : 0;
@@ -238,20 +311,26 @@ class TypedEngine final : public Engine {
     call.seed = seed;
 
     const std::int64_t width = config_.output_size();
-    py::array y = layout.sequence<T>(width);
+    py::array y = keep ? layout.sequence<T>(width, *pool_) : layout.sequence<T>(width);
     call.y = data_of<T>(y);
     call.y_step = layout.step(width);
     call.y_row = layout.row(width);
     if (!keep) return finish(std::move(y), batched, call);
 
+    std::vector<py::array> held_parameters;
+    const std::vector<const T*> parameters =
+        read_parameters(py::reinterpret_borrow<py::sequence>(parameters_object), held_parameters);
     auto kept = std::make_unique<TypedKeptCall<T>>();
     kept->tape = take(idle_tapes_);
     if (!kept->tape) kept->tape = network_->make_tape();
+    kept->block = pool_->take(block_bytes());
     kept->x = x;
     kept->y = y;
     kept->layout = layout;
     kept->maker = identity_;
     call.tape = kept->tape.get();
+    call.parameters = parameters.data();
+    call.scratch = kept->block.data();
     const py::tuple result = finish(y, batched, call);
     y.attr("setflags")(false);  // the tape reads h_t there
     return py::make_tuple(result[0], result[1], std::unique_ptr<KeptCall>(std::move(kept)));
@@ -278,7 +357,7 @@ class TypedEngine final : public Engine {
 
     py::array grad_x;
     if (input) {
-      grad_x = layout.sequence<T>(config_.input_size);
+      grad_x = layout.sequence<T>(config_.input_size, *pool_);
       call.grad_x = data_of<T>(grad_x);
       call.grad_x_step = layout.step(config_.input_size);
       call.grad_x_row = layout.row(config_.input_size);
@@ -289,8 +368,10 @@ class TypedEngine final : public Engine {
       grad_c0 = state_array(config_.hidden_size, layout);
       call.grad_c0 = data_of<T>(grad_c0);
     }
+    if (kept->block.size() == 0) kept->block = pool_->take(block_bytes());
     std::vector<T*> pointers;
-    const py::list gradients = new_gradients(pointers);
+    Arena arena(kept->block.data());
+    for (const std::int64_t room : rooms_) pointers.push_back(arena.take<T>(room));
     call.gradients = pointers.data();
 
     // Marked before the lock is left: another thread must not start on the same tape.
@@ -310,6 +391,11 @@ class TypedEngine final : public Engine {
       if (idle_tapes_.empty()) idle_tapes_.push_back(std::move(kept->tape));
       kept->tape.reset();
       kept->x = kept->y = py::array();
+    }
+    py::list gradients;
+    const py::capsule owner = pool_->owner(std::move(kept->block));
+    for (std::size_t i = 0; i < pointers.size(); ++i) {
+      gradients.append(py::array_t<T>(parameters_[i].shape, pointers[i], owner));
     }
     py::object state = grad_h0;
     if (config_.has_cell_state()) state = py::make_tuple(grad_h0, grad_c0);
@@ -480,25 +566,16 @@ class TypedEngine final : public Engine {
     return held;
   }
 
-  // Views of one block of memory, which has the room for each that backward wants.
-  py::list new_gradients(std::vector<T*>& pointers) const {
-    const std::vector<std::int64_t> rooms = network_->gradient_rooms();
+  // Of a block that holds the packed weights in forward, and the gradients after backward.
+  std::size_t block_bytes() const {
     Arena counting;
-    for (const std::int64_t room : rooms) counting.take<T>(room);
-    auto storage = std::make_unique<Storage>();
-    Arena arena(storage->reserve(counting.used()));
-    const py::capsule owner(storage.release(), [](void* memory) { delete static_cast<Storage*>(memory); });
-    py::list gradients;
-    for (std::size_t i = 0; i < rooms.size(); ++i) {
-      pointers.push_back(arena.take<T>(rooms[i]));
-      gradients.append(py::array_t<T>(parameters_[i].shape, pointers.back(), owner));
-    }
-    return gradients;
+    for (const std::int64_t room : rooms_) counting.take<T>(room);
+    return std::max(counting.used(), network_->scratch_bytes());
   }
 
   // Makes the state arrays, runs the call, and returns (y, state).
   py::tuple finish(py::array y, bool batched, Forward<T>& call) {
-    if (!weights_) throw std::runtime_error("pack the parameters first");
+    if (!weights_ && !call.tape) throw std::runtime_error("pack the parameters first");
     const Layout layout{call.steps, call.batch, batched, 0};
     py::array hn = state_array(config_.state_size(), layout), cn;
     call.hn = data_of<T>(hn);
@@ -519,9 +596,9 @@ class TypedEngine final : public Engine {
     if (!workspace) workspace = network_->make_workspace();
     if (network_->multiply_adds(call.steps, call.batch) > worth_unlocking) {
       py::gil_scoped_release unlocked;
-      network_->forward(*weights, *workspace, call);
+      network_->forward(weights.get(), *workspace, call);
     } else {
-      network_->forward(*weights, *workspace, call);
+      network_->forward(weights.get(), *workspace, call);
     }
     idle_.push_back(std::move(workspace));
   }
@@ -536,10 +613,12 @@ class TypedEngine final : public Engine {
 
   const std::unique_ptr<Network<T>> network_;
   const std::vector<Parameter> parameters_;
+  const std::vector<std::int64_t> rooms_;
   std::shared_ptr<const Weights<T>> weights_;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
   std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
+  const std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();
   const std::shared_ptr<const int> identity_ = std::make_shared<int>();
 };
 
@@ -679,8 +758,9 @@ PYBIND11_MODULE(_core, m) {
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
+      .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "keep"_a = false)
+           "dropout"_a, "seed"_a, "parameters"_a = py::none())
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());

@@ -11,21 +11,27 @@
 
 namespace fastrnn::FASTRNN_TARGET {
 
+// In squares of lanes by lanes, transposed in registers.
 template <class T>
 void pack(const PackArguments<T>& p) {
-  constexpr int lanes = Vec<T>::lanes;
-  constexpr int block = 64 / sizeof(T);  // k per visit: one cache line of each weight row
+  using V = Vec<T>;
+  constexpr int lanes = V::lanes;
   for (std::int64_t panel = p.first_panel; panel < p.first_panel + p.panels; ++panel) {
     T* packed = p.packed + panel * p.columns * p.gates * lanes;
-    for (std::int64_t k0 = 0; k0 < p.columns; k0 += block) {
-      const std::int64_t k1 = k0 + block < p.columns ? k0 + block : p.columns;
-      for (int gate = 0; gate < p.gates; ++gate) {
+    for (int gate = 0; gate < p.gates; ++gate) {
+      const T* rows = p.weight + ((p.first_gate + gate) * p.units + panel * lanes) * p.columns;
+      for (std::int64_t k = 0; k < p.columns; k += lanes) {
+        V square[lanes];
+#pragma GCC unroll 16
         for (int lane = 0; lane < lanes; ++lane) {
-          const std::int64_t unit = panel * lanes + lane;
-          const T* row = p.weight + ((p.first_gate + gate) * p.units + unit) * p.columns;
-          for (std::int64_t k = k0; k < k1; ++k) {
-            packed[(k * p.gates + gate) * lanes + lane] = unit < p.units ? row[k] : T(0);
-          }
+          const bool exists = panel * lanes + lane < p.units;
+          square[lane] = exists ? V::load_up_to(rows + lane * p.columns + k, p.columns - k) : V(T(0));
+        }
+        transpose(square);
+        const auto left = static_cast<int>(p.columns - k < lanes ? p.columns - k : lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+          if (i < left) square[i].store(packed + ((k + i) * p.gates + gate) * lanes);
         }
       }
     }

@@ -2,9 +2,8 @@
 // the product read, as an outer product per row. Both sides are packed for a chunk of rows at a time,
 // which makes every read of the loop below consecutive; layouts and their only reader.
 //
-// A tile is `block` units by NP vectors of columns. Its sums stay in registers for a chunk of rows and
-// continue from memory in the next: one chain of fused multiply-adds over the rows in their order,
-// whatever the chunk, the tile and the thread.
+// A tile is `block` units by NP vectors of columns, whose sums over a chunk stay in registers: one chain of
+// fused multiply-adds over the rows in their order, then one addition to the sum of the chunks before.
 #pragma once
 
 #include "gemm.h"
@@ -76,8 +75,8 @@ FASTRNN_INLINE void outer_tile(const OuterArguments<T>& o, std::int64_t v, int p
   for (int m = 0; m < block; ++m) {
 #pragma GCC unroll 8
     for (int p = 0; p < NP; ++p) {
-      const T* start = out + m * o.columns + p * lanes;
-      sum[m][p] = o.accumulate && m < units ? V::load_up_to(start, exist - p * lanes) : V(T(0));
+      sum[m][p] = V(T(0));
+      if (o.accumulate) __builtin_prefetch(out + m * o.columns + p * lanes, 1);
     }
   }
   const T* left = o.left + (v * (lanes / block) + part) * o.rows * block;
@@ -98,7 +97,10 @@ FASTRNN_INLINE void outer_tile(const OuterArguments<T>& o, std::int64_t v, int p
     if (m >= units) break;
 #pragma GCC unroll 8
     for (int p = 0; p < NP; ++p) {
-      sum[m][p].store_up_to(out + m * o.columns + p * lanes, exist - p * lanes);
+      T* end = out + m * o.columns + p * lanes;
+      const std::int64_t left_over = exist - p * lanes;
+      if (o.accumulate) sum[m][p] = V::load_up_to(end, left_over) + sum[m][p];
+      sum[m][p].store_up_to(end, left_over);
     }
   }
 }

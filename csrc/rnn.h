@@ -101,7 +101,11 @@ struct Forward {
   T* hn = nullptr;  // (D*L, B, R) contiguous: each direction's state after its last valid step
   T* cn = nullptr;  // (D*L, B, H)
 
-  Tape<T>* tape = nullptr;  // to be filled; then x needs adjacent, aligned elements
+  // For training: the tape is filled, x needs adjacent, aligned elements, and the weights are those of
+  // `parameters`, packed into `scratch` (scratch_bytes(), on a cache line), which is free after the call.
+  Tape<T>* tape = nullptr;
+  const T* const* parameters = nullptr;
+  void* scratch = nullptr;
 };
 
 // One backward call: dL/d(input, initial state, parameters) from dL/d(output, final state). Outputs overlap
@@ -119,8 +123,8 @@ struct Backward {
   std::int64_t grad_x_step = 0, grad_x_row = 0;
   T* grad_h0 = nullptr;  // (D*L, B, R)
   T* grad_c0 = nullptr;  // (D*L, B, H)
-  // One for each of parameters_of, contiguous from its start, with room for gradient_room(i) elements: the
-  // rest is scratch.
+  // One for each of parameters_of, contiguous from its start, with room for gradient_rooms()[i] elements:
+  // the rest is scratch.
   T* const* gradients = nullptr;
 };
 
@@ -147,7 +151,9 @@ class Network {
   virtual std::unique_ptr<Weights<T>> pack(const T* const* parameters) const = 0;
   virtual std::unique_ptr<Workspace> make_workspace() const = 0;
   virtual std::unique_ptr<Tape<T>> make_tape() const = 0;
-  virtual void forward(const Weights<T>& weights, Workspace& workspace, const Forward<T>& call) const = 0;
+  // `weights`: unused in training.
+  virtual void forward(const Weights<T>* weights, Workspace& workspace, const Forward<T>& call) const = 0;
+  virtual std::size_t scratch_bytes() const = 0;
   virtual void backward(Tape<T>& tape, Workspace& workspace, const Backward<T>& call) const = 0;
   virtual std::vector<std::int64_t> gradient_rooms() const = 0;
   // Multiply-adds of a call, for deciding what is worth the trouble of leaving the interpreter lock.

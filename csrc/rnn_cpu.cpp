@@ -38,6 +38,26 @@ CellPlan plan_of(const Config& config) {
   }
 }
 
+std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes) {
+  std::vector<std::int64_t> rooms;
+  for (const Parameter& parameter : parameters_of(config)) {
+    std::int64_t room = 1;
+    for (const std::int64_t size : parameter.shape) room *= size;
+    rooms.push_back(room);
+  }
+  const std::int64_t units = round_up(config.hidden_size, lanes);
+  const std::int64_t state = round_up(config.state_size(), lanes);
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    for (std::int64_t d = 0; d < config.directions(); ++d) {
+      const ParameterIndices index = parameter_indices(config, layer, d);
+      rooms[index.weight_ih] = units * config.gates() * round_up(config.layer_input_size(layer), lanes);
+      rooms[index.weight_hh] = units * config.gates() * state;
+      if (config.proj_size) rooms[index.weight_hr] = units * state;
+    }
+  }
+  return rooms;
+}
+
 void RowOrder::sort(const std::int64_t* row_lengths, std::int64_t steps, std::int64_t batch) {
   const auto rows = static_cast<std::size_t>(batch);
   ids.resize(rows);
@@ -132,6 +152,87 @@ std::uint64_t checksum_of(const Config& config, const T* const* parameters, int 
 template std::uint64_t checksum_of(const Config&, const float* const*, int, int);
 template std::uint64_t checksum_of(const Config&, const double* const*, int, int);
 
+template <class T>
+void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes, CpuWeights<T>& weights) {
+  const std::int64_t padded = round_up(config.hidden_size, lanes);
+  const std::int64_t gates = config.gates();
+  weights.directions.resize(static_cast<std::size_t>(config.num_layers * config.directions()));
+  for (std::size_t i = 0; i < weights.directions.size(); ++i) {
+    const auto layer = static_cast<std::int64_t>(i) / config.directions();
+    DirectionWeights<T>& w = weights.directions[i];
+    w.input = arena.take<T>(padded * gates * config.layer_input_size(layer));
+    w.input_bias = arena.take<T>(padded * gates);
+    for (int phase = 0; phase < plan.phases; ++phase) {
+      w.recurrent[phase] = arena.take<T>(padded * plan.phase[phase].gates * config.state_size());
+    }
+    w.recurrent_bias = arena.take<T>(padded);
+    w.peephole = arena.take<T>(config.cell == CellKind::lstm_peephole ? 3 * padded : 0);
+    w.projection = arena.take<T>(round_up(config.proj_size, lanes) * config.hidden_size);
+  }
+}
+
+namespace {
+
+// What acts lane by lane: biases and peepholes.
+template <class T>
+void pack_lanes(const Config& config, int separate_gate, int lanes, const T* const* parameters,
+                const ParameterIndices& index, const DirectionWeights<T>& w, const Range& own) {
+  const std::int64_t hidden = config.hidden_size;
+  const int gates = config.gates();
+  for (std::int64_t unit = own.first * lanes; unit < (own.first + own.count) * lanes; ++unit) {
+    const std::int64_t panel = unit / lanes, lane = unit % lanes;
+    const bool exists = unit < hidden;
+    for (int gate = 0; gate < gates; ++gate) {
+      const bool has_bias = exists && config.bias;
+      const T from_input = has_bias ? parameters[index.bias_ih][gate * hidden + unit] : T(0);
+      const T from_hidden = has_bias ? parameters[index.bias_hh][gate * hidden + unit] : T(0);
+      const bool separate = gate == separate_gate;
+      w.input_bias[(panel * gates + gate) * lanes + lane] = separate ? from_input : from_input + from_hidden;
+      if (separate) w.recurrent_bias[unit] = from_hidden;
+    }
+    for (int row = 0; index.weight_peep >= 0 && row < 3; ++row) {
+      w.peephole[(panel * 3 + row) * lanes + lane] =
+          exists ? parameters[index.weight_peep][row * hidden + unit] : T(0);
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels, const T* const* parameters,
+          const CpuWeights<T>& weights, int threads, int thread) {
+  const std::int64_t hidden = config.hidden_size;
+  const int lanes = kernels.lanes;
+  const Range own = part_of(round_up(hidden, lanes) / lanes, threads, thread);
+  const Range share = part_of(round_up(config.proj_size, lanes) / lanes, threads, thread);
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    for (std::int64_t d = 0; d < config.directions(); ++d) {
+      const ParameterIndices index = parameter_indices(config, layer, d);
+      const DirectionWeights<T>& w = weights.directions[layer * config.directions() + d];
+      kernels.pack({parameters[index.weight_ih], hidden, config.layer_input_size(layer), 0, config.gates(),
+                    own.first, own.count, w.input});
+      for (int i = 0; i < plan.phases; ++i) {
+        const PhasePlan& phase = plan.phase[i];
+        kernels.pack({parameters[index.weight_hh], hidden, config.state_size(), phase.first_gate, phase.gates,
+                      own.first, own.count, w.recurrent[i]});
+      }
+      if (config.proj_size) {
+        kernels.pack({parameters[index.weight_hr], config.proj_size, hidden, 0, 1, share.first, share.count,
+                      w.projection});
+      }
+      pack_lanes(config, plan.separate_gate, lanes, parameters, index, w, own);
+    }
+  }
+}
+
+template void lay_out(Arena&, const Config&, const CellPlan&, int, CpuWeights<float>&);
+template void lay_out(Arena&, const Config&, const CellPlan&, int, CpuWeights<double>&);
+template void pack(const Config&, const CellPlan&, const Kernels<float>&, const float* const*,
+                   const CpuWeights<float>&, int, int);
+template void pack(const Config&, const CellPlan&, const Kernels<double>&, const double* const*,
+                   const CpuWeights<double>&, int, int);
+
 namespace {
 
 template <class T>
@@ -145,26 +246,18 @@ class CpuNetwork : public Network<T> {
 
   std::unique_ptr<Weights<T>> pack(const T* const* parameters) const override {
     auto weights = std::make_unique<CpuWeights<T>>();
-    weights->directions.resize(static_cast<std::size_t>(config_.num_layers * config_.directions()));
     Arena counting;
-    lay_out(counting, *weights);
+    lay_out(counting, config_, plan_, kernels_.lanes, *weights);
     Arena arena(weights->storage.reserve(counting.used()));
-    lay_out(arena, *weights);
+    lay_out(arena, config_, plan_, kernels_.lanes, *weights);
 
     constexpr std::size_t worth_a_team = 1 << 18;  // bytes
     constexpr double seconds_per_byte = 0.25e-9;   // of packing on one thread
     Team team(counting.used() > worth_a_team ? num_threads() : 1,
               static_cast<double>(counting.used()) * seconds_per_byte);
-    std::atomic<std::uint64_t> checksum{0};
     team.run([&](int thread) {
-      checksum += checksum_of(config_, parameters, team.size(), thread);
-      for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
-        for (std::int64_t d = 0; d < config_.directions(); ++d) {
-          pack_direction(parameters, layer, d, *weights, thread, team.size());
-        }
-      }
+      fastrnn::pack(config_, plan_, kernels_, parameters, *weights, team.size(), thread);
     });
-    weights->checksum = checksum;
     return weights;
   }
 
@@ -172,34 +265,23 @@ class CpuNetwork : public Network<T> {
 
   std::unique_ptr<Tape<T>> make_tape() const override { return std::make_unique<CpuTape<T>>(); }
 
-  void forward(const Weights<T>& weights, Workspace& workspace, const Forward<T>& call) const override {
-    run_forward(driver(workspace), static_cast<const CpuWeights<T>&>(weights), call);
+  void forward(const Weights<T>* weights, Workspace& workspace, const Forward<T>& call) const override {
+    run_forward(driver(workspace), static_cast<const CpuWeights<T>*>(weights), call);
+  }
+
+  std::size_t scratch_bytes() const override {
+    CpuWeights<T> weights;
+    Arena counting;
+    lay_out(counting, config_, plan_, kernels_.lanes, weights);
+    return counting.used();
   }
 
   void backward(Tape<T>& tape, Workspace& workspace, const Backward<T>& call) const override {
     run_backward(driver(workspace), static_cast<CpuTape<T>&>(tape), call);
   }
 
-  // Backward packs each weight matrix, padded to whole panels both ways, into what becomes its gradient.
   std::vector<std::int64_t> gradient_rooms() const override {
-    std::vector<std::int64_t> rooms;
-    for (const Parameter& parameter : parameters_of(config_)) {
-      std::int64_t room = 1;
-      for (const std::int64_t size : parameter.shape) room *= size;
-      rooms.push_back(room);
-    }
-    const std::int64_t lanes = kernels_.lanes;
-    const std::int64_t units = round_up(config_.hidden_size, lanes);
-    const std::int64_t state = round_up(config_.state_size(), lanes);
-    for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      for (std::int64_t d = 0; d < config_.directions(); ++d) {
-        const ParameterIndices index = parameter_indices(config_, layer, d);
-        rooms[index.weight_ih] = units * config_.gates() * round_up(config_.layer_input_size(layer), lanes);
-        rooms[index.weight_hh] = units * config_.gates() * state;
-        if (config_.proj_size) rooms[index.weight_hr] = units * state;
-      }
-    }
-    return rooms;
+    return fastrnn::gradient_rooms(config_, kernels_.lanes);
   }
 
   double multiply_adds(std::int64_t steps, std::int64_t batch) const override {
@@ -214,72 +296,6 @@ class CpuNetwork : public Network<T> {
  private:
   Driver<T> driver(Workspace& workspace) const {
     return {config_, plan_, kernels_, model_, static_cast<CpuWorkspace&>(workspace)};
-  }
-
-  std::int64_t panels(std::int64_t units) const { return round_up(units, kernels_.lanes) / kernels_.lanes; }
-
-  void lay_out(Arena& arena, CpuWeights<T>& weights) const {
-    const std::int64_t padded = round_up(config_.hidden_size, kernels_.lanes);
-    const std::int64_t gates = config_.gates();
-    for (std::size_t i = 0; i < weights.directions.size(); ++i) {
-      const auto layer = static_cast<std::int64_t>(i) / config_.directions();
-      DirectionWeights<T>& w = weights.directions[i];
-      w.input = arena.take<T>(padded * gates * config_.layer_input_size(layer));
-      w.input_bias = arena.take<T>(padded * gates);
-      for (int phase = 0; phase < plan_.phases; ++phase) {
-        w.recurrent[phase] = arena.take<T>(padded * plan_.phase[phase].gates * config_.state_size());
-      }
-      w.recurrent_bias = arena.take<T>(padded);
-      w.peephole = arena.take<T>(config_.cell == CellKind::lstm_peephole ? 3 * padded : 0);
-      w.projection = arena.take<T>(round_up(config_.proj_size, kernels_.lanes) * config_.hidden_size);
-    }
-  }
-
-  // One thread's share of the panels.
-  void pack_direction(const T* const* parameters, std::int64_t layer, std::int64_t d, CpuWeights<T>& weights,
-                      int thread, int threads) const {
-    const ParameterIndices index = parameter_indices(config_, layer, d);
-    const DirectionWeights<T>& w = weights.directions[layer * config_.directions() + d];
-    const std::int64_t hidden = config_.hidden_size;
-    const Range own = part_of(panels(hidden), threads, thread);
-    const int gates = config_.gates();
-    kernels_.pack({parameters[index.weight_ih], hidden, config_.layer_input_size(layer), 0, gates, own.first,
-                   own.count, w.input});
-    for (int i = 0; i < plan_.phases; ++i) {
-      const PhasePlan& phase = plan_.phase[i];
-      kernels_.pack({parameters[index.weight_hh], hidden, config_.state_size(), phase.first_gate, phase.gates,
-                     own.first, own.count, w.recurrent[i]});
-    }
-    if (config_.proj_size) {
-      const Range share = part_of(panels(config_.proj_size), threads, thread);
-      kernels_.pack({parameters[index.weight_hr], config_.proj_size, hidden, 0, 1, share.first, share.count,
-                     w.projection});
-    }
-    pack_lanes(parameters, index, w, own);
-  }
-
-  // What acts lane by lane: biases and peepholes.
-  void pack_lanes(const T* const* parameters, const ParameterIndices& index, const DirectionWeights<T>& w,
-                  const Range& own) const {
-    const std::int64_t hidden = config_.hidden_size;
-    const int lanes = kernels_.lanes, gates = config_.gates();
-    for (std::int64_t unit = own.first * lanes; unit < (own.first + own.count) * lanes; ++unit) {
-      const std::int64_t panel = unit / lanes, lane = unit % lanes;
-      const bool exists = unit < hidden;
-      for (int gate = 0; gate < gates; ++gate) {
-        const bool has_bias = exists && config_.bias;
-        const T from_input = has_bias ? parameters[index.bias_ih][gate * hidden + unit] : T(0);
-        const T from_hidden = has_bias ? parameters[index.bias_hh][gate * hidden + unit] : T(0);
-        const bool separate = gate == plan_.separate_gate;
-        w.input_bias[(panel * gates + gate) * lanes + lane] =
-            separate ? from_input : from_input + from_hidden;
-        if (separate) w.recurrent_bias[unit] = from_hidden;
-      }
-      for (int row = 0; index.weight_peep >= 0 && row < 3; ++row) {
-        w.peephole[(panel * 3 + row) * lanes + lane] =
-            exists ? parameters[index.weight_peep][row * hidden + unit] : T(0);
-      }
-    }
   }
 
   const Config config_;

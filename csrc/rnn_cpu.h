@@ -66,10 +66,21 @@ struct DirectionWeights {
 
 template <class T>
 struct CpuWeights : Weights<T> {
-  Storage storage;
+  Storage storage;                              // or memory of the caller
   std::vector<DirectionWeights<T>> directions;  // [layer * D + direction]
-  std::uint64_t checksum;                       // of the parameters it was packed from
 };
+
+template <class T>
+void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes, CpuWeights<T>& weights);
+
+// One thread's share of the packing.
+template <class T>
+void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels, const T* const* parameters,
+          const CpuWeights<T>& weights, int threads, int thread);
+
+// Elements for each gradient: backward packs every weight matrix, padded to whole panels both ways, into
+// what becomes its gradient.
+std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes);
 
 // One thread's share of a checksum over all parameters, to be added to those of the others: backward takes
 // the weights where they lie, and a parameter that changed since forward must not pass unseen. Any single
@@ -241,7 +252,7 @@ struct Driver {
 };
 
 template <class T>
-void run_forward(const Driver<T>& driver, const CpuWeights<T>& weights, const Forward<T>& call);
+void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Forward<T>& call);
 
 template <class T>
 void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& call);

@@ -19,14 +19,17 @@ namespace fastrnn {
 namespace {
 
 // Rows of (2) whose addresses are gathered at a time.
-constexpr std::int64_t gathered_rows = 256;
-
-// Rows of (3) that are packed at a time: enough that the sums rarely move between registers and memory, and
-// at most about a sixteenth of the tape.
-std::int64_t chunk_rows(std::int64_t rows) {
-  return std::max<std::int64_t>(1,
-                                std::min({rows, std::max<std::int64_t>(rows / 16, 32), std::int64_t{192}}));
+std::int64_t gathered_rows(std::int64_t rows) {
+  return std::clamp(rows / 4, std::min<std::int64_t>(rows, 16), std::int64_t{256});
 }
+
+// Rows of (3) that are packed at a time: as many as stay in L1 beside a tile, so that sums rarely move
+// between registers and memory, but their copy is not to be more than this part of what a call holds
+// anyway. Never by the number of threads: the bits depend on it.
+constexpr std::int64_t most_chunk_rows = 256, least_chunk_rows = 32, chunk_share = 32;
+
+// Vectors of units in (3) that are packed at a time.
+constexpr std::int64_t unit_vectors = 4;
 
 constexpr int only_gate = 0;  // of a projection
 
@@ -40,19 +43,16 @@ struct Buffers {
   T* projected;       // (D, rows, h_stride): gradients of all h, cells with a projection
   T* between;         // (T, B, width): of the output of the layer at work, but for the last layer
   T* merged[2];       // (T, B, R): of the outputs of the two directions, where they are merged
-  T* right[2];        // (columns of all products, chunk rows): packed, even and odd chunks
-  T* left;            // (slots of all units, chunk rows)
-  T* left_projected;  // (P, chunk rows)
+  T* right;           // (columns of all products, chunk rows)
+  T* left;            // (threads, unit_vectors, chunk rows)
   T* sums;            // (slots of all units): gradients of biases
   T* sums_projected;  // (P): none wants it
   T* sums_peephole;   // [panel][3][lane]
   T* peephole;        // (L*D), packed as in DirectionWeights
-  T** blocks;         // (threads, slots of all panels): see OuterArguments
-  int* block_units;   // (threads, slots of all panels)
   std::atomic<std::uint64_t>* checksum;  // of the parameters
   const T** rows;                        // (threads, 5, rows per thread)
   T** out_rows;                          // (threads, 2, rows per thread)
-  std::int64_t h_stride, c_stride, chunk, blocks_per_thread, rows_per_thread;
+  std::int64_t h_stride, c_stride, chunk, rows_per_thread;
 };
 
 template <class T>
@@ -67,12 +67,11 @@ struct Call {
 template <class T>
 struct WeightProduct {
   int first_slot, slots;
-  const int* gate;  // of the slots, counted from the cell's first
-  T* gradient;
-  std::int64_t columns;
+  const int* gate;  // of those slots
+  T* gradient;      // (gates, units, columns)
+  std::int64_t units, columns;
   const T* const* operand;  // `chunk` rows
   std::int64_t right;       // where its packed columns are
-  bool projection;
 };
 
 // One thread's part of a backward call.
@@ -521,7 +520,7 @@ class BackwardWorker : Member {
       Place at = place_of(rows.first);
       while (at.n < end) {
         product.a = slots(layer, d) + at.n * tape_.slots_stride;
-        product.rows = std::min(gathered_rows, end - at.n);
+        product.rows = std::min(gathered_rows(tape_.order.total_rows()), end - at.n);
         for (std::int64_t i = 0; i < product.rows; ++i, advance(at)) {
           out_rows_[i] =
               out.base + time_of(at, d) * out.step + tape_.order.ids[at.place] * out.row + own.first_unit;
@@ -570,25 +569,18 @@ class BackwardWorker : Member {
     for (std::int64_t n = 0; n < total; n += buffers_.chunk) {
       const std::int64_t rows = std::min(buffers_.chunk, total - n);
       gather_chunk(layer, d, n, rows);
-      T* const right = buffers_.right[chunks_++ % 2];
-      for (int i = 0; i < count; ++i) pack_operand(products[i], rows, right);
-      T* const left = buffers_.left + own.first * lanes_ * buffers_.chunk;
-      const T* const slot = slots(layer, d) + n * tape_.slots_stride;
-      kernels_.pack_slots({rows, own.count, slot + own.first * lanes_, tape_.slots_stride, left,
-                           buffers_.sums + own.first * lanes_});
-      T* const left_projected = buffers_.left_projected + own_projected.first * lanes_ * buffers_.chunk;
-      if (config_.proj_size) {
-        const T* const dh = buffers_.projected + (d * total + n) * buffers_.h_stride;
-        kernels_.pack_slots({rows, own_projected.count, dh + own_projected.first * lanes_, buffers_.h_stride,
-                             left_projected, buffers_.sums_projected + own_projected.first * lanes_});
-      }
+      for (int i = 0; i < count; ++i) pack_operand(products[i], rows);
       if (peephole) sum_peephole(layer, d, n, rows, own_panels);
       meet_all();
-      for (int i = 0; i < count; ++i) {
-        const bool projection = products[i].projection;
-        multiply_operand(products[i], rows, right, projection ? left_projected : left,
-                         projection ? own_projected : own, n > 0);
+      const T* const dh = buffers_.projected + (d * total + n) * buffers_.h_stride;
+      multiply_units(products, count - (config_.proj_size ? 1 : 0), plan_.slots,
+                     slots(layer, d) + n * tape_.slots_stride, tape_.slots_stride, buffers_.sums, rows, own,
+                     n > 0);
+      if (config_.proj_size) {
+        multiply_units(products + count - 1, 1, 1, dh, buffers_.h_stride, buffers_.sums_projected, rows,
+                       own_projected, n > 0);
       }
+      meet_all();
     }
     write_sums(layer, d, own, own_panels);
   }
@@ -598,19 +590,20 @@ class BackwardWorker : Member {
     const ParameterIndices index = parameter_indices(config_, layer, d);
     int count = 0;
     std::int64_t right = 0;
-    const auto add = [&](int first_slot, int slots, const int* gate, int parameter, std::int64_t columns,
-                         const T* const* operand, bool projection) {
-      products[count++] = {first_slot, slots, gate, gradient(parameter), columns, operand, right, projection};
+    const auto add = [&](int first_slot, int slots, const int* gate, int parameter, std::int64_t units,
+                         std::int64_t columns, const T* const* operand) {
+      products[count++] = {first_slot, slots, gate, gradient(parameter), units, columns, operand, right};
       right += round_up(columns, lanes_) * buffers_.chunk;
     };
-    add(0, config_.gates(), plan_.input_gate, index.weight_ih, config_.layer_input_size(layer), x_rows_,
-        false);
+    add(0, config_.gates(), plan_.input_gate, index.weight_ih, config_.hidden_size,
+        config_.layer_input_size(layer), x_rows_);
     for (int i = 0; i < plan_.phases; ++i) {
-      add(plan_.first_slot(i), plan_.phase[i].gates, plan_.recurrent_gate, index.weight_hh,
-          config_.state_size(), i ? exchange_rows_ : h_rows_, false);
+      const int first_slot = plan_.first_slot(i);
+      add(first_slot, plan_.phase[i].gates, plan_.recurrent_gate + first_slot, index.weight_hh,
+          config_.hidden_size, config_.state_size(), i ? exchange_rows_ : h_rows_);
     }
     if (config_.proj_size) {
-      add(0, 1, &only_gate, index.weight_hr, config_.hidden_size, exchange_rows_, true);
+      add(0, 1, &only_gate, index.weight_hr, config_.proj_size, config_.hidden_size, exchange_rows_);
     }
     return count;
   }
@@ -618,10 +611,11 @@ class BackwardWorker : Member {
   // Without a single row there is nothing to sum, and the packed weights must go.
   void clear_gradients(const WeightProduct<T>* products, int count) const {
     if (thread_ != 0) return;
-    for (int i = 0; i < count; ++i) {
-      const std::int64_t rows =
-          products[i].projection ? config_.proj_size : config_.gates() * config_.hidden_size;
-      std::fill_n(products[i].gradient, rows * products[i].columns, T(0));
+    for (const WeightProduct<T>* product = products; product < products + count; ++product) {
+      for (int i = 0; i < product->slots; ++i) {
+        std::fill_n(product->gradient + product->gate[i] * product->units * product->columns,
+                    product->units * product->columns, T(0));
+      }
     }
   }
 
@@ -642,27 +636,36 @@ class BackwardWorker : Member {
     return reinterpret_cast<const T*>(tape_.x.data + t * tape_.x.stride[0] + id * tape_.x.stride[1]);
   }
 
-  void pack_operand(const WeightProduct<T>& product, std::int64_t rows, T* right) const {
+  void pack_operand(const WeightProduct<T>& product, std::int64_t rows) const {
     const Range own = part_of(round_up(product.columns, lanes_) / lanes_, threads(), thread_);
     kernels_.pack_columns(
-        {product.operand, rows, product.columns, own.first, own.count, right + product.right});
+        {product.operand, rows, product.columns, own.first, own.count, buffers_.right + product.right});
   }
 
-  void multiply_operand(const WeightProduct<T>& product, std::int64_t rows, const T* right, const T* left,
-                        const Range& own, bool accumulate) const {
-    const int slots = product.projection ? 1 : plan_.slots;
-    const std::int64_t all_units = product.projection ? config_.proj_size : config_.hidden_size;
-    T** const out = buffers_.blocks + thread_ * buffers_.blocks_per_thread;
-    int* const units = buffers_.block_units + thread_ * buffers_.blocks_per_thread;
-    for (std::int64_t i = 0; i < own.count; ++i) {
-      const int slot = static_cast<int>((own.first + i) % slots);
-      const std::int64_t unit = (own.first + i) / slots * lanes_;
-      const bool takes_part = slot >= product.first_slot && slot < product.first_slot + product.slots;
-      units[i] = static_cast<int>(std::min<std::int64_t>(lanes_, all_units - unit));
-      out[i] =
-          takes_part ? product.gradient + (product.gate[slot] * all_units + unit) * product.columns : nullptr;
+  // Own vectors of units, some at a time, against everything that was read.
+  void multiply_units(const WeightProduct<T>* products, int count, int slots_per_unit, const T* slots,
+                      std::int64_t stride, T* sums, std::int64_t rows, const Range& own,
+                      bool accumulate) const {
+    T* const left = buffers_.left + thread_ * unit_vectors * lanes_ * buffers_.chunk;
+    const std::int64_t end = own.first + own.count;
+    for (std::int64_t first = own.first; first < end; first += unit_vectors) {
+      const std::int64_t vectors = std::min(unit_vectors, end - first);
+      kernels_.pack_slots({rows, vectors, slots + first * lanes_, stride, left, sums + first * lanes_});
+      for (const WeightProduct<T>* product = products; product < products + count; ++product) {
+        T* out[unit_vectors];
+        int units[unit_vectors];
+        for (std::int64_t i = 0; i < vectors; ++i) {
+          const int slot = static_cast<int>((first + i) % slots_per_unit) - product->first_slot;
+          const std::int64_t unit = (first + i) / slots_per_unit * lanes_;
+          units[i] = static_cast<int>(std::min<std::int64_t>(lanes_, product->units - unit));
+          out[i] = slot >= 0 && slot < product->slots
+                       ? product->gradient + (product->gate[slot] * product->units + unit) * product->columns
+                       : nullptr;
+        }
+        kernels_.outer(
+            {rows, vectors, product->columns, left, buffers_.right + product->right, out, units, accumulate});
+      }
     }
-    kernels_.outer({rows, own.count, product.columns, left, right + product.right, out, units, accumulate});
   }
 
   void sum_peephole(std::int64_t layer, int d, std::int64_t n, std::int64_t rows, const Range& own) {
@@ -707,12 +710,15 @@ class BackwardWorker : Member {
   const bool second_phase_;
   const T **grad_y_rows_, **c_rows_, **h_rows_, **x_rows_, **exchange_rows_;
   T **out_rows_, **phase_out_rows_;
-  std::int64_t chunks_ = 0;
 };
 
 template <class T>
 void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, const Backward<T>& call,
              Buffers<T>& buffers) {
+  std::int64_t gradient_bytes = 0;
+  for (const std::int64_t room : gradient_rooms(driver.config, driver.kernels.lanes)) {
+    gradient_bytes += room * std::int64_t{sizeof(T)};
+  }
   const Config& config = driver.config;
   const Partition& partition = driver.workspace.partition;
   const std::int64_t lanes = driver.kernels.lanes;
@@ -743,23 +749,21 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
     buffers.sums_peephole = arena.take<T>(3 * padded);
   }
 
-  buffers.chunk = chunk_rows(rows);
   std::int64_t columns =
       round_up(std::max(config.input_size, config.num_layers > 1 ? config.output_size() : 0), lanes) +
       padded_state;
   if (second_phase) columns += padded;
-  for (T*& right : buffers.right) right = arena.take<T>(columns * buffers.chunk);
-  buffers.left = arena.take<T>(padded * driver.plan.slots * buffers.chunk);
+  const auto held = static_cast<std::int64_t>(tape.used) + gradient_bytes;
+  buffers.chunk = held / (chunk_share * columns * std::int64_t{sizeof(T)});
+  buffers.chunk = std::min(rows, std::clamp(buffers.chunk, least_chunk_rows, most_chunk_rows));
+  buffers.right = arena.take<T>(columns * buffers.chunk);
+  buffers.left = arena.take<T>(threads * unit_vectors * lanes * buffers.chunk);
   buffers.sums = arena.take<T>(padded * driver.plan.slots);
   if (config.proj_size) {
-    buffers.left_projected = arena.take<T>(padded_state * buffers.chunk);
     buffers.sums_projected = arena.take<T>(padded_state);
   }
-  buffers.blocks_per_thread = padded / lanes * driver.plan.slots;
-  buffers.blocks = arena.take<T*>(threads * buffers.blocks_per_thread);
-  buffers.block_units = arena.take<int>(threads * buffers.blocks_per_thread);
   const std::int64_t group_rows = (tape.batch + partition.row_groups - 1) / partition.row_groups;
-  buffers.rows_per_thread = std::max({group_rows, buffers.chunk, std::min(gathered_rows, rows)});
+  buffers.rows_per_thread = std::max({group_rows, buffers.chunk, gathered_rows(rows)});
   buffers.rows = arena.take<const T*>(threads * 5 * buffers.rows_per_thread);
   buffers.out_rows = arena.take<T*>(threads * 2 * buffers.rows_per_thread);
 }

@@ -1,4 +1,6 @@
 // Forward on the CPU: walks layers, directions and time.
+#include <atomic>
+
 #include "random.h"
 #include "rnn_cpu.h"
 
@@ -36,7 +38,8 @@ struct Call {
   const CpuWeights<T>& weights;
   const Forward<T>& forward;
   const Buffers<T>& buffers;
-  const CpuTape<T>* tape;  // null in inference
+  CpuTape<T>* tape;  // null in inference
+  std::atomic<std::uint64_t>* checksum;
   const CpuWorkspace& workspace;
 };
 
@@ -52,7 +55,8 @@ class ForwardWorker : Member {
         weights_(call.weights),
         forward_(call.forward),
         buffers_(call.buffers),
-        tape_(call.tape) {
+        tape_(call.tape),
+        checksum_(call.checksum) {
     x_rows_ = buffers_.x_rows + thread * buffers_.block_rows;
     slot_rows_ = buffers_.slot_rows + thread * buffers_.block_rows;
     y_rows_ = buffers_.y_rows + thread * buffers_.group_rows;
@@ -65,6 +69,11 @@ class ForwardWorker : Member {
   }
 
   void run() {
+    if (tape_) {
+      *checksum_ += checksum_of(config_, forward_.parameters, threads(), thread_);
+      pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
+      meet_all();
+    }
     clear_padding();
     for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
       for (int d = 0; d < config_.directions(); ++d) {
@@ -451,6 +460,7 @@ class ForwardWorker : Member {
   const Forward<T>& forward_;
   const Buffers<T>& buffers_;
   const CpuTape<T>* const tape_;
+  std::atomic<std::uint64_t>* const checksum_;
   T *slots_, *staged_;
   const T** x_rows_;
   T **slot_rows_, **y_rows_;
@@ -568,7 +578,7 @@ void fill_tape(const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape
 }  // namespace
 
 template <class T>
-void run_forward(const Driver<T>& driver, const CpuWeights<T>& weights, const Forward<T>& call) {
+void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Forward<T>& call) {
   CpuWorkspace& workspace = driver.workspace;
   Partition partition = driver.model.choose(call.steps, call.batch, num_threads());
   Team team(partition.threads(), driver.model.patience(call.steps, call.batch));
@@ -578,8 +588,13 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>& weights, const Fo
   workspace.set_partition(partition);
 
   auto* const tape = static_cast<CpuTape<T>*>(call.tape);
+  CpuWeights<T> packed;
+  std::atomic<std::uint64_t> checksum{0};
   if (tape) {
     fill_tape(driver, call, *tape);
+    Arena arena(call.scratch);
+    lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
+    weights = &packed;
   } else {
     workspace.order.sort(call.lengths, call.steps, call.batch);
   }
@@ -591,15 +606,16 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>& weights, const Fo
   Arena arena(workspace.storage.reserve(counting.used()));
   lay_out(arena, driver, call, buffers);
 
-  const Call<T> whole{driver.config, driver.plan, driver.kernels, weights, call, buffers, tape, workspace};
+  const Call<T> whole{driver.config, driver.plan, driver.kernels, *weights, call,
+                      buffers,       tape,        &checksum,      workspace};
   const int threads = partition.threads();
   team.run([&](int thread) {
     if (thread < threads) ForwardWorker<T>(whole, thread).run();
   });
-  if (tape) tape->checksum = weights.checksum;
+  if (tape) tape->checksum = checksum;
 }
 
-template void run_forward(const Driver<float>&, const CpuWeights<float>&, const Forward<float>&);
-template void run_forward(const Driver<double>&, const CpuWeights<double>&, const Forward<double>&);
+template void run_forward(const Driver<float>&, const CpuWeights<float>*, const Forward<float>&);
+template void run_forward(const Driver<double>&, const CpuWeights<double>*, const Forward<double>&);
 
 }  // namespace fastrnn

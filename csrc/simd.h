@@ -233,6 +233,62 @@ FASTRNN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n) {
 }
 #endif
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FASTRNN_SHUFFLE
+#endif
+#endif
+
+#if defined(FASTRNN_SHUFFLE)
+template <int... index>
+struct Indices {};
+template <int n, int... index>
+struct CountTo : CountTo<n - 1, n - 1, index...> {};
+template <int... index>
+struct CountTo<0, index...> {
+  using type = Indices<index...>;
+};
+
+// Swaps the blocks off the diagonal of 2 x 2 blocks of `distance` lanes.
+template <int distance, class T, int... lane>
+FASTRNN_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, Indices<lane...>) {
+  constexpr int lanes = Vec<T>::lanes;
+  const auto low =
+      __builtin_shufflevector(a.raw, b.raw, (lane / distance % 2 ? lanes + lane - distance : lane)...);
+  b.raw = __builtin_shufflevector(a.raw, b.raw, (lane / distance % 2 ? lanes + lane : lane + distance)...);
+  a.raw = low;
+}
+
+template <int distance, class T>
+FASTRNN_INLINE void transpose_from(Vec<T> (&rows)[Vec<T>::lanes]) {
+  if constexpr (distance < Vec<T>::lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Vec<T>::lanes; ++i) {
+      if (i / distance % 2) continue;
+      swap_blocks<distance>(rows[i], rows[i + distance], typename CountTo<Vec<T>::lanes>::type());
+    }
+    transpose_from<distance * 2>(rows);
+  }
+}
+#endif
+
+// Lane j of row i becomes lane i of row j.
+template <class T>
+FASTRNN_INLINE void transpose(Vec<T> (&rows)[Vec<T>::lanes]) {
+#if defined(FASTRNN_SHUFFLE)
+  transpose_from<1>(rows);
+#else
+  constexpr int lanes = Vec<T>::lanes;
+  for (int i = 0; i < lanes; ++i) {
+    for (int j = i + 1; j < lanes; ++j) {
+      const T upper = rows[i].raw[j];
+      rows[i].raw[j] = rows[j].raw[i];
+      rows[j].raw[i] = upper;
+    }
+  }
+#endif
+}
+
 // N registers that go through the same math side by side. An activation is one chain of 13 operations of
 // 4 cycles each; a core looks ahead some hundred operations, which is too few chains when they stand one
 // after the other: six abreast take 9.3 ns per LSTM vector, one at a time 14.1 ns.

@@ -19,28 +19,68 @@ constexpr std::size_t cache_line = 64;
 class Storage {
  public:
   Storage() = default;
-  Storage(const Storage&) = delete;
-  Storage& operator=(const Storage&) = delete;
-  ~Storage() { std::free(data_); }
+  Storage(Storage&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Storage& operator=(Storage&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Storage() { release(); }
 
   // At least `bytes`, contents undefined. Keeps what it has when that is enough.
   void* reserve(std::size_t bytes) {
     if (bytes <= size_) return data_;
-    std::free(std::exchange(data_, nullptr));
-    size_ = 0;
-    constexpr std::size_t huge_page = std::size_t{1} << 21;
+    release();
     const std::size_t alignment = bytes >= huge_page ? huge_page : cache_line;
     const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
-    data_ = std::aligned_alloc(alignment, size);
-    if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
-    if (alignment == huge_page) madvise(data_, size, MADV_HUGEPAGE);
+    data_ = alignment == huge_page ? map(size) : std::aligned_alloc(alignment, size);
+#else
+    data_ = std::aligned_alloc(alignment, size);
 #endif
+    if (!data_) throw std::bad_alloc();
     size_ = size;
     return data_;
   }
 
+  void* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
  private:
+  static constexpr std::size_t huge_page = std::size_t{1} << 21;
+
+  void release() {
+#if defined(__linux__)
+    if (size_ >= huge_page) {
+      munmap(data_, size_);
+    } else {
+      std::free(data_);
+    }
+#else
+    std::free(data_);
+#endif
+    data_ = nullptr;
+    size_ = 0;
+  }
+
+#if defined(__linux__)
+  // Not by malloc: blocks of this size that come and go make glibc raise its thresholds for the whole
+  // process, and every other library's speed with them.
+  static void* map(std::size_t size) {
+    const std::size_t room = size + huge_page;
+    void* const begin = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (begin == MAP_FAILED) return nullptr;
+    const auto address = reinterpret_cast<std::uintptr_t>(begin);
+    const std::uintptr_t aligned = (address + huge_page - 1) / huge_page * huge_page;
+    if (aligned > address) munmap(begin, aligned - address);
+    const std::uintptr_t end = aligned + size;
+    if (address + room > end) munmap(reinterpret_cast<void*>(end), address + room - end);
+    madvise(reinterpret_cast<void*>(aligned), size, MADV_HUGEPAGE);
+    return reinterpret_cast<void*>(aligned);
+  }
+#endif
+
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };

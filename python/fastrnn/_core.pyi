@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class Engine:
         dtype: str,
     ) -> None: ...
     def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
+    def release(self) -> None: ...
     @overload
     def forward(
         self,
@@ -56,7 +57,7 @@ class Engine:
         batch_first: bool,
         dropout: float,
         seed: int,
-        keep: Literal[False] = False,
+        parameters: None = None,
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...
     @overload
     def forward(
@@ -68,7 +69,7 @@ class Engine:
         batch_first: bool,
         dropout: float,
         seed: int,
-        keep: Literal[True],
+        parameters: Sequence[NDArray[np.floating[Any]]],
     ) -> tuple[NDArray[np.floating[Any]], Any, Tape]: ...
     def backward(
         self,

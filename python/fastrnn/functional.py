@@ -243,6 +243,7 @@ def forward(
 
 def forward_with_tape(
     engine: Engine,
+    parameters: Iterable[FloatArray],
     x: SupportsArray,
     state: Any,
     lengths: ArrayLike | None,
@@ -252,7 +253,7 @@ def forward_with_tape(
     dropout: float,
     seed: int,
 ) -> tuple[FloatArray, Any, Tape]:
-    """Run `engine` as `forward` does, and keep what `backward` needs.
+    """Run `engine` as `forward` does but with `parameters`, and keep what `backward` needs.
 
     Returns
     -------
@@ -271,7 +272,7 @@ def forward_with_tape(
         batch_first,
         dropout,
         seed,
-        True,
+        tuple(parameters),
     )
 
 

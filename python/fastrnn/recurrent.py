@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -225,6 +226,8 @@ class Recurrent(Generic[State]):
         >>> output.shape, h.shape
         ((5, 3, 32), (2, 3, 16))
         """
+        if self._training:
+            self._pack()
         return self._run(functional.forward, x, state, lengths, resets)
 
     def _run(
@@ -235,16 +238,13 @@ class Recurrent(Generic[State]):
         lengths: ArrayLike | None,
         resets: ArrayLike | None,
     ) -> Result:
-        dropout = 0.0
-        if self._training:
-            self._pack()
-            dropout = self.dropout
+        dropout = self.dropout if self._training else 0.0
         result = function(
             self._engine,
-            x,
-            state,
-            lengths,
-            resets,
+            x=x,
+            state=state,
+            lengths=lengths,
+            resets=resets,
             batch_first=self.batch_first,
             dropout=dropout,
             seed=self._mask_seed,
@@ -293,7 +293,8 @@ class Recurrent(Generic[State]):
         >>> bool(np.abs(layer(x)[0] - 1).sum() < np.abs(output - 1).sum())
         True
         """
-        return self._run(functional.forward_with_tape, x, state, lengths, resets)
+        function = partial(functional.forward_with_tape, parameters=self._parameters.values())
+        return self._run(function, x, state, lengths, resets)
 
     def backward(
         self,
@@ -428,6 +429,7 @@ class Recurrent(Generic[State]):
             array.flags.writeable = mode
         if not mode:
             self._pack()
+            self._engine.release()
         return self
 
     def eval(self) -> Self:
