@@ -283,6 +283,33 @@ void backward(const BackwardArguments<T>& b) {
   for (; done < all; ++done) backward_vectors<1, T, Cell>(b, row, panel);
 }
 
+// Each lane adds up values times odd factors, which differ from one value to the next.
+template <class T>
+std::uint64_t checksum(const T* x, std::int64_t n) {
+  using V = Vec<T>;
+  using Integer = typename Register<T>::RawInteger;
+  constexpr int chains = 4;
+  Integer sum[chains] = {}, factor[chains];
+#pragma GCC unroll 4
+  for (int i = 0; i < chains; ++i) factor[i] = Integer{} + (2 * i + 1);
+  for (std::int64_t i = 0; i < n; i += chains * V::lanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < chains; ++j) {
+      const std::int64_t left = n - i - j * V::lanes;
+      if (left <= 0) break;
+      sum[j] += reinterpret_cast<Integer>(V::load_up_to(x + i + j * V::lanes, left).raw) * factor[j];
+      factor[j] += 2 * chains;
+    }
+  }
+  std::uint64_t total = 0;
+  for (int j = 0; j < chains; ++j) {
+    for (int lane = 0; lane < V::lanes; ++lane) {
+      total = total * 0x9E3779B97F4A7C15u + static_cast<std::uint64_t>(sum[j][lane]);
+    }
+  }
+  return total;
+}
+
 template <class T, ActivationFunction function>
 void activation(const T* x, T* y, std::int64_t n) {
   using V = Vec<T>;
@@ -344,6 +371,7 @@ constexpr Kernels<T> kernels() {
           pack_columns<T>,
           outer<T>,
           peephole<T>,
+          checksum<T>,
           {nullptr, input<T, 1>, nullptr, input<T, 3>, input<T, 4>},
           {step<T, Rnn<Nonlinearity::tanh>>, step<T, Rnn<Nonlinearity::relu>>,
            step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>, step<T, Gru>,

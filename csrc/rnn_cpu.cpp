@@ -1,9 +1,7 @@
 // The network on the CPU: what its cells are made of, and its weights in the layout of the kernels.
 #include "rnn_cpu.h"
 
-#include <atomic>
 #include <numeric>
-#include <type_traits>
 
 namespace fastrnn {
 
@@ -104,35 +102,10 @@ void CpuWorkspace::deal(const RowOrder& order) {
   }
 }
 
-namespace {
-
-// Of up to a block of values; an odd factor for every place makes any single change show.
 template <class T>
-std::uint64_t checksum_of_block(const T* values, std::int64_t count, std::uint64_t place) {
-  constexpr int chains = 8;
-  using Word = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  std::uint64_t sum[chains] = {};
-  std::int64_t i = 0;
-  for (; i + chains <= count; i += chains) {
-    Word words[chains];
-    std::memcpy(words, values + i, sizeof(words));
-    for (int j = 0; j < chains; ++j) sum[j] = (sum[j] << 7 | sum[j] >> 57) + words[j];
-  }
-  for (; i < count; ++i) {
-    Word word;
-    std::memcpy(&word, values + i, sizeof(word));
-    sum[0] = (sum[0] << 7 | sum[0] >> 57) + word;
-  }
-  std::uint64_t total = 0;
-  for (int j = 0; j < chains; ++j) total = (total << 9 | total >> 55) + sum[j];
-  return total * (2 * place + 1);
-}
-
-}  // namespace
-
-template <class T>
-std::uint64_t checksum_of(const Config& config, const T* const* parameters, int threads, int thread) {
-  constexpr std::int64_t block = 4096;
+std::uint64_t checksum_of(const Config& config, const Kernels<T>& kernels, const T* const* parameters,
+                          int threads, int thread) {
+  constexpr std::int64_t block = 8192;
   std::uint64_t total = 0, place = 0;
   for (const Parameter& parameter : parameters_of(config)) {
     std::int64_t count = 1;
@@ -140,8 +113,8 @@ std::uint64_t checksum_of(const Config& config, const T* const* parameters, int 
     const std::int64_t blocks = (count + block - 1) / block;
     const Range own = part_of(blocks, threads, thread);
     for (std::int64_t i = own.first; i < own.first + own.count; ++i) {
-      total += checksum_of_block(*parameters + i * block, std::min(block, count - i * block),
-                                 place + static_cast<std::uint64_t>(i));
+      const std::uint64_t factor = 2 * (place + static_cast<std::uint64_t>(i)) + 1;
+      total += factor * kernels.checksum(*parameters + i * block, std::min(block, count - i * block));
     }
     place += static_cast<std::uint64_t>(blocks);
     ++parameters;
@@ -149,8 +122,8 @@ std::uint64_t checksum_of(const Config& config, const T* const* parameters, int 
   return total;
 }
 
-template std::uint64_t checksum_of(const Config&, const float* const*, int, int);
-template std::uint64_t checksum_of(const Config&, const double* const*, int, int);
+template std::uint64_t checksum_of(const Config&, const Kernels<float>&, const float* const*, int, int);
+template std::uint64_t checksum_of(const Config&, const Kernels<double>&, const double* const*, int, int);
 
 template <class T>
 void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes, CpuWeights<T>& weights) {

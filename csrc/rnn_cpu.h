@@ -86,7 +86,8 @@ std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes);
 // the weights where they lie, and a parameter that changed since forward must not pass unseen. Any single
 // change shows, and others but for one in 2^64.
 template <class T>
-std::uint64_t checksum_of(const Config& config, const T* const* parameters, int threads, int thread);
+std::uint64_t checksum_of(const Config& config, const Kernels<T>& kernels, const T* const* parameters,
+                          int threads, int thread);
 
 // The working order of a call. `offset[s]` counts the rows of all steps before s: what a tape keeps of step s
 // and place p lies at offset[s] + p, whatever the partition.

@@ -143,7 +143,7 @@ class BackwardWorker : Member {
 
   // Whether the parameters are those of the forward call.
   bool unchanged() {
-    buffers_.checksum->fetch_add(checksum_of(config_, backward_.parameters, threads(), thread_));
+    buffers_.checksum->fetch_add(checksum_of(config_, kernels_, backward_.parameters, threads(), thread_));
     meet_all();
     return *buffers_.checksum == tape_.checksum;
   }

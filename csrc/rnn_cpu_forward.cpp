@@ -70,7 +70,7 @@ class ForwardWorker : Member {
 
   void run() {
     if (tape_) {
-      *checksum_ += checksum_of(config_, forward_.parameters, threads(), thread_);
+      *checksum_ += checksum_of(config_, kernels_, forward_.parameters, threads(), thread_);
       pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
       meet_all();
     }

@@ -18,6 +18,8 @@ constexpr std::size_t cache_line = 64;
 
 class Storage {
  public:
+  static constexpr std::size_t huge_page = std::size_t{1} << 21;
+
   Storage() = default;
   Storage(Storage&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -48,8 +50,6 @@ class Storage {
   std::size_t size() const { return size_; }
 
  private:
-  static constexpr std::size_t huge_page = std::size_t{1} << 21;
-
   void release() {
 #if defined(__linux__)
     if (size_ >= huge_page) {
