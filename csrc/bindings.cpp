@@ -128,7 +128,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
  public:
   Storage take(std::size_t bytes) {
     const auto fits = [&](const Storage& idle) {
-      return idle.size() >= bytes && idle.size() <= bytes + bytes / 4 + Storage::huge_page;
+      return idle.size() >= bytes && idle.size() <= bytes + bytes / 4;
     };
     const auto found = std::find_if(idle_.begin(), idle_.end(), fits);
     Storage storage;

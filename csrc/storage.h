@@ -18,8 +18,6 @@ constexpr std::size_t cache_line = 64;
 
 class Storage {
  public:
-  static constexpr std::size_t huge_page = std::size_t{1} << 21;
-
   Storage() = default;
   Storage(Storage&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -34,12 +32,12 @@ class Storage {
   void* reserve(std::size_t bytes) {
     if (bytes <= size_) return data_;
     release();
-    const std::size_t alignment = bytes >= huge_page ? huge_page : cache_line;
-    const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
+    const std::size_t granule = bytes >= huge_page ? page : cache_line;
+    const std::size_t size = (bytes + granule - 1) / granule * granule;
 #if defined(__linux__)
-    data_ = alignment == huge_page ? map(size) : std::aligned_alloc(alignment, size);
+    data_ = size >= huge_page ? map(size) : std::aligned_alloc(cache_line, size);
 #else
-    data_ = std::aligned_alloc(alignment, size);
+    data_ = std::aligned_alloc(cache_line, size);
 #endif
     if (!data_) throw std::bad_alloc();
     size_ = size;
@@ -50,6 +48,9 @@ class Storage {
   std::size_t size() const { return size_; }
 
  private:
+  // The last part of a block, less than a huge page, is made of common ones: nothing is wasted.
+  static constexpr std::size_t huge_page = std::size_t{1} << 21, page = std::size_t{1} << 16;
+
   void release() {
 #if defined(__linux__)
     if (size_ >= huge_page) {
