@@ -343,8 +343,7 @@ class TypedEngine final : public Engine {
       throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
     }
     if (kept->consumed) {
-      throw py::value_error(
-          "tape: expected one that backward has not consumed; retain=True keeps it for another call");
+      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
     }
     const Layout& layout = kept->layout;
     Backward<T> call;
@@ -746,13 +745,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("activation", &activation, "name"_a, "x"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
-  py::class_<KeptCall>(m, "Tape")
-      .def_property_readonly("nbytes", &KeptCall::bytes)
-      .def_readonly("consumed", &KeptCall::consumed)
+  py::class_<KeptCall> tape(m, "Tape",
+                            "What a layer's ``backward`` needs of one ``forward`` call, which made it.");
+  tape.def_property_readonly("nbytes", &KeptCall::bytes,
+                             "Memory of its gates, cell states and inner outputs.")
+      .def_readonly("consumed", &KeptCall::consumed, "Whether ``backward`` has overwritten it.")
       .def("__repr__", [](const KeptCall& kept) {
         return kept.consumed ? std::string("<fastrnn.Tape, consumed>")
-                             : "<fastrnn.Tape of " + std::to_string(kept.bytes()) + " bytes>";
+                             : "<fastrnn.Tape, " + std::to_string(kept.bytes()) + " bytes>";
       });
+  tape.attr("__module__") = "fastrnn";
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)

@@ -4,15 +4,19 @@
 run fused C++ kernels on NumPy arrays.
 """
 
-from fastrnn.functional import __version__, get_num_threads, set_num_threads, show_config
-from fastrnn.recurrent import GRU, LSTM, RNN
+from fastrnn.functional import Tape, __version__, get_num_threads, set_num_threads, show_config
+from fastrnn.recurrent import GRU, LSTM, RNN, Gradients
+from fastrnn.truncation import tbptt
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Gradients",
+    "Tape",
     "__version__",
     "get_num_threads",
     "set_num_threads",
     "show_config",
+    "tbptt",
 ]

@@ -183,7 +183,8 @@ def float_array(
     return converted
 
 
-def _lengths(lengths: ArrayLike) -> NDArray[np.int64]:
+def integer_lengths(lengths: ArrayLike) -> NDArray[np.int64]:
+    """Return integers of any type as int64, or raise an error that names the argument."""
     values = _listed("lengths", "integers (B,)", lengths)
     # An empty list has no integers to show its type by.
     if values.dtype.kind not in "iu" and values.size:
@@ -233,7 +234,7 @@ def forward(
     return engine.forward(
         view("x", x),
         view_state(state),
-        None if lengths is None else _lengths(lengths),
+        None if lengths is None else integer_lengths(lengths),
         None if resets is None else _listed("resets", "bools", resets),
         batch_first,
         dropout,
@@ -267,7 +268,7 @@ def forward_with_tape(
     return engine.forward(
         view("x", x),
         view_state(state),
-        None if lengths is None else _lengths(lengths),
+        None if lengths is None else integer_lengths(lengths),
         None if resets is None else _listed("resets", "bools", resets),
         batch_first,
         dropout,

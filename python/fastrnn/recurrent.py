@@ -287,7 +287,7 @@ class Recurrent(Generic[State]):
         >>> layer = LSTM(8, 16, seed=0)
         >>> x = np.ones((5, 3, 8), np.float32)
         >>> output, state, tape = layer.forward(x)
-        >>> g = layer.backward(tape, grad_output=output - 1)  # of the loss ((output - 1)**2).sum() / 2
+        >>> g = layer.backward(tape, grad_output=output - 1)  # loss ((output - 1)**2).sum() / 2
         >>> for name, parameter in layer.parameters.items():
         ...     parameter -= 0.1 * g.parameters[name]
         >>> bool(np.abs(layer(x)[0] - 1).sum() < np.abs(output - 1).sum())
@@ -312,10 +312,11 @@ class Recurrent(Generic[State]):
         tape : Tape
             Of this layer's `forward`. It is consumed, unless `retain` is true.
         grad_output : array, optional
-            Gradient dL/d(output) of a loss L, shaped as the output; zero by default. Of padded steps it
-            is ignored.
+            Gradient dL/d(output) of a loss L, shaped as the output; zero by default. That of
+            padded steps is ignored.
         grad_state : array, or a pair of them (h, c) for `LSTM`, optional
-            Gradient of the final state, shaped as it; zero by default. Of a pair, either can be None.
+            Gradient of the final state, shaped as it; zero by default. Either of a pair can be
+            None.
         retain : bool, default False
             Whether the tape can be used for another call, which gives the same bits; this one then
             works on a copy of its gates.
@@ -326,7 +327,8 @@ class Recurrent(Generic[State]):
         Returns
         -------
         Gradients
-            dL/d(input), dL/d(initial state) and dL/d(parameters) as `input`, `state` and `parameters`.
+            dL/d(input), dL/d(initial state) and dL/d(parameters), as `input`, `state` and
+            `parameters`.
 
         Raises
         ------
@@ -337,15 +339,15 @@ class Recurrent(Generic[State]):
 
         Notes
         -----
-        Gradients do not depend on the number of threads, to the last bit. None crosses a reset, and
-        steps past a row's length neither receive nor contribute any. The gradient of ``"max"`` goes to
-        the larger direction, and in halves where they are equal. The cost is twice that of
-        `forward`.
+        Gradients do not depend on the number of threads, to the last bit. None crosses a reset,
+        and steps past a row's length neither receive nor contribute any. The gradient of
+        ``merge="max"`` goes to the larger direction, and in halves where they are equal. The cost
+        is twice that of `forward`; the memory, that of the gradients and a few percent more.
 
         References
         ----------
-        .. [1] P. J. Werbos. Backpropagation through time: what it does and how to do it. Proceedings of
-               the IEEE 78(10), 1990.
+        .. [1] P. J. Werbos. Backpropagation through time: what it does and how to do it.
+               Proceedings of the IEEE 78(10), 1990.
 
         Examples
         --------
@@ -358,7 +360,7 @@ class Recurrent(Generic[State]):
         0.0
         >>> layer.backward(tape, output)
         Traceback (most recent call last):
-        ValueError: tape: expected one that backward has not consumed; retain=True keeps it for another call
+        ValueError: tape: expected one that is open, got one that backward consumed (see retain)
         """
         grad_input, grad_initial, gradients = functional.backward(
             self._engine,
