@@ -78,8 +78,9 @@ void lstm_slice(std::int64_t rows, std::int64_t width, std::int64_t units) {
   input.columns = width;
   input.weight = weight;
   input.bias = bias;
-  input.slots = slots;
-  input.slots_stride = units * gates;
+  std::vector<float*> slot_rows;
+  for (std::int64_t row = 0; row < rows; ++row) slot_rows.push_back(slots + row * units * gates);
+  input.slots = slot_rows.data();
   input.slots_per_unit = static_cast<int>(gates);
   report("input projection", rows, width, flops, seconds_of([&] { kernels.input[4](input); }));
 
@@ -95,7 +96,6 @@ void lstm_slice(std::int64_t rows, std::int64_t width, std::int64_t units) {
   step.slots_stride = units * gates;
   step.slots_per_unit = static_cast<int>(gates);
   step.c = c;
-  step.c_previous = c;
   step.c_stride = units;
   step.h_previous = h;
   step.h_stride = stride;

@@ -1,6 +1,7 @@
 // Drives the engine without Python, for the sanitizers: every cell, option, odd size and thread count
-// against a naive double-precision network, which runs the scalar lane of the same equations. Buffers
-// have exactly the size that the contract names, so that AddressSanitizer sees one element too many.
+// against a naive double-precision network, which runs the scalar lane of the same equations; gradients
+// against its central differences along a random direction. Buffers have exactly the size that the
+// contract names, so that AddressSanitizer sees one element too many.
 // One process per instruction set: FASTRNN_ISA chooses, as ctest does.
 #include <cmath>
 #include <cstdio>
@@ -32,6 +33,13 @@ struct Case {
 
 struct Result {
   Array y, hn, cn;
+};
+
+// A linear function of all results, as gradients of them; and a direction in which all inputs move.
+struct Probe {
+  Result weights;
+  std::vector<Array> parameters;
+  Array x, h0, c0;
 };
 
 // ---- the naive network ------------------------------------------------------------------------------
@@ -222,9 +230,85 @@ Result run(const Case& c, std::int64_t gap) {
   call.y_row = width;
   call.hn = hn.data();
   call.cn = cn.data();
-  for (int again = 0; again < 2; ++again) network->forward(*weights, *workspace, call);
+  for (int again = 0; again < 2; ++again) network->forward(weights.get(), *workspace, call);
   if (!config.has_cell_state()) cn.assign(cn.size(), T(0));
   return {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
+}
+
+template <class T>
+double dot(const std::vector<T>& gradient, const Array& direction) {
+  double sum = 0;
+  for (std::size_t i = 0; i < direction.size(); ++i) sum += static_cast<double>(gradient[i]) * direction[i];
+  return sum;
+}
+
+// The derivative of the probe along its direction by backward, with a retained tape and then without.
+template <class T>
+std::vector<double> run_backward(const Case& c, const Probe& probe, Result& result) {
+  const Config& config = c.config;
+  const auto network = make_cpu_network<T>(config);
+  std::vector<std::vector<T>> parameters, gradients;
+  std::vector<const T*> pointers;
+  std::vector<T*> gradient_pointers;
+  const std::vector<std::int64_t> rooms = network->gradient_rooms();
+  for (std::size_t i = 0; i < c.parameters.size(); ++i) {
+    parameters.push_back(spread<T>(c.parameters[i], 1));
+    pointers.push_back(parameters.back().data());
+    gradients.emplace_back(rooms[i]);
+    gradient_pointers.push_back(gradients.back().data());
+  }
+  const auto workspace = network->make_workspace();
+  const auto tape = network->make_tape();
+  const std::int64_t R = config.state_size(), H = config.hidden_size, width = config.output_size();
+  const auto x = spread<T>(c.x, 1), h0 = spread<T>(c.h0, 1), c0 = spread<T>(c.c0, 1);
+  std::vector<T> y(c.steps * c.batch * width), hn(c.chains() * c.batch * R), cn(c.chains() * c.batch * H);
+  Storage scratch;
+  scratch.reserve(network->scratch_bytes());
+  Forward<T> call;
+  call.steps = c.steps;
+  call.batch = c.batch;
+  call.x = view(x, 1, c.batch, config.input_size);
+  call.h0 = view(h0, 1, c.batch, R);
+  call.c0 = view(c0, 1, c.batch, H);
+  call.lengths = c.lengths.empty() ? nullptr : c.lengths.data();
+  if (!c.resets.empty()) call.resets = {c.resets.data(), {c.batch, 1, 0}};
+  call.y = y.data();
+  call.y_step = c.batch * width;
+  call.y_row = width;
+  call.hn = hn.data();
+  call.cn = cn.data();
+  call.tape = tape.get();
+  call.parameters = pointers.data();
+  call.scratch = scratch.data();
+  network->forward(nullptr, *workspace, call);
+  if (!config.has_cell_state()) cn.assign(cn.size(), T(0));
+  result = {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
+
+  const auto grad_y = spread<T>(probe.weights.y, 1);
+  const auto grad_hn = spread<T>(probe.weights.hn, 1), grad_cn = spread<T>(probe.weights.cn, 1);
+  std::vector<T> grad_x(x.size()), grad_h0(h0.size()), grad_c0(c0.size());
+  Backward<T> backward;
+  backward.parameters = pointers.data();
+  backward.grad_y = grad_y.data();
+  backward.grad_y_step = c.batch * width;
+  backward.grad_y_row = width;
+  backward.grad_hn = grad_hn.data();
+  backward.grad_cn = grad_cn.data();
+  backward.grad_x = grad_x.data();
+  backward.grad_x_step = c.batch * config.input_size;
+  backward.grad_x_row = config.input_size;
+  backward.grad_h0 = grad_h0.data();
+  backward.grad_c0 = grad_c0.data();
+  backward.gradients = gradient_pointers.data();
+  std::vector<double> derivatives;
+  for (const bool retain : {true, false}) {
+    backward.retain = retain;
+    network->backward(*tape, *workspace, backward);
+    double derivative = dot(grad_x, probe.x) + dot(grad_h0, probe.h0) + dot(grad_c0, probe.c0);
+    for (std::size_t i = 0; i < gradients.size(); ++i) derivative += dot(gradients[i], probe.parameters[i]);
+    derivatives.push_back(derivative);
+  }
+  return derivatives;
 }
 
 std::mt19937 generator(20);
@@ -260,6 +344,40 @@ Case random_case(const Config& config, std::int64_t steps, std::int64_t batch, b
   return c;
 }
 
+Probe random_probe(const Case& c) {
+  const auto like = [](const Array& array) { return random_array(static_cast<std::int64_t>(array.size())); };
+  Probe probe;
+  const std::int64_t rows = c.chains() * c.batch;
+  probe.weights.y = random_array(c.steps * c.batch * c.config.output_size());
+  probe.weights.hn = random_array(rows * c.config.state_size());
+  probe.weights.cn = random_array(rows * c.config.hidden_size);
+  if (!c.config.has_cell_state()) probe.weights.cn.assign(probe.weights.cn.size(), 0);
+  for (const Array& parameter : c.parameters) probe.parameters.push_back(like(parameter));
+  probe.x = like(c.x);
+  probe.h0 = like(c.h0);
+  probe.c0 = like(c.c0);
+  if (!c.config.has_cell_state()) probe.c0.assign(probe.c0.size(), 0);
+  return probe;
+}
+
+double naive_derivative(const Case& c, const Probe& probe) {
+  constexpr double step = 1e-6;
+  const auto value_at = [&](double distance) {
+    Case moved = c;
+    const auto move = [&](Array& array, const Array& direction) {
+      for (std::size_t i = 0; i < array.size(); ++i) array[i] += distance * direction[i];
+    };
+    for (std::size_t i = 0; i < c.parameters.size(); ++i) move(moved.parameters[i], probe.parameters[i]);
+    move(moved.x, probe.x);
+    move(moved.h0, probe.h0);
+    move(moved.c0, probe.c0);
+    const Result result = naive(moved);
+    return dot(result.y, probe.weights.y) + dot(result.hn, probe.weights.hn) +
+           dot(result.cn, probe.weights.cn);
+  };
+  return (value_at(step) - value_at(-step)) / (2 * step);
+}
+
 int failures = 0;
 
 void compare(const Case& c, const char* what, const Array& got, const Array& expected, double tolerance) {
@@ -282,6 +400,19 @@ void check(const Case& c, const Result& expected, std::int64_t gap) {
   compare(c, "y", got.y, expected.y, tolerance);
   compare(c, "h_n", got.hn, expected.hn, tolerance);
   compare(c, "c_n", got.cn, expected.cn, tolerance);
+}
+
+// Relative to the number of terms in the sums, of which each is below 1.
+template <class T>
+void check_backward(const Case& c, const Probe& probe, const Result& expected, double derivative) {
+  Result result;
+  const std::vector<double> got = run_backward<T>(c, probe, result);
+  compare(c, "y with a tape", result.y, expected.y, sizeof(T) == 4 ? 1e-5 : 1e-13);
+  const double scale = 1 + std::sqrt(static_cast<double>(c.steps * c.batch) *
+                                     static_cast<double>(c.config.gates() * c.config.hidden_size));
+  const double tolerance = scale * (sizeof(T) == 4 ? 2e-6 : 1e-8);
+  compare(c, "derivative", {got[0]}, {derivative}, tolerance);
+  compare(c, "derivative after a retained tape", {got[1]}, {got[0]}, 0);
 }
 
 }  // namespace
@@ -307,8 +438,12 @@ int main() {
         const std::int64_t batch = variant % 7 == 6 ? 0 : 1 + static_cast<std::int64_t>(generator() % 14);
         const Case c = random_case(config, steps, batch, variant % 4 == 1, variant % 3 == 2);
         const Result expected = naive(c);
+        const Probe probe = random_probe(c);
+        const double derivative = naive_derivative(c, probe);
         for (const int threads : {1, 2, 3, 5}) {
           set_num_threads(threads);
+          check_backward<float>(c, probe, expected, derivative);
+          check_backward<double>(c, probe, expected, derivative);
           check<float>(c, expected, 1);
           check<double>(c, expected, 1 + variant % 3);
         }
@@ -323,20 +458,35 @@ int main() {
     kept.push_back(random_case(config, 12, 5, true, true));
   }
   std::vector<Result> expected;
-  for (const Case& c : kept) expected.push_back(naive(c));
+  std::vector<Probe> probes;
+  std::vector<double> derivatives;
+  for (const Case& c : kept) {
+    expected.push_back(naive(c));
+    probes.push_back(random_probe(c));
+    derivatives.push_back(naive_derivative(c, probes.back()));
+  }
   for (const int threads : {2, 4}) {
     set_num_threads(threads);
-    for (std::size_t i = 0; i < kept.size(); ++i) check<float>(kept[i], expected[i], 1);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      check<float>(kept[i], expected[i], 1);
+      check_backward<float>(kept[i], probes[i], expected[i], derivatives[i]);
+    }
   }
   // Calls from several threads at once: one gets the workers, the others run alone.
   std::vector<std::thread> callers;
   std::vector<Result> results(4);
+  std::vector<double> concurrent(4);
   for (std::size_t i = 0; i < results.size(); ++i) {
-    callers.emplace_back([&, i] { results[i] = run<float>(kept[i], 1); });
+    callers.emplace_back([&, i] {
+      results[i] = run<float>(kept[i], 1);
+      Result ignored;
+      concurrent[i] = run_backward<float>(kept[i], probes[i], ignored)[0];
+    });
   }
   for (std::thread& caller : callers) caller.join();
   for (std::size_t i = 0; i < results.size(); ++i) {
     compare(kept[i], "y of concurrent calls", results[i].y, expected[i].y, 2e-4);
+    compare(kept[i], "derivative of concurrent calls", {concurrent[i]}, {derivatives[i]}, 1e-3);
   }
   std::printf("%s: %d passed, %d failed\n", kernel_table().isa, cases - failures, failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
