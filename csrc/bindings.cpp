@@ -299,9 +299,16 @@ class TypedEngine final : public Engine {
     call.steps = x.shape(time_axis);
     call.batch = batched ? x.shape(1 - time_axis) : 1;
     const Layout layout{call.steps, call.batch, batched, time_axis};
-    if (keep) x = adjacent(std::move(x));
-    call.x = {data_of<const char>(x),
-              {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
+    if (keep) {
+      // NumPy may say anything of the stride of an axis of length 1.
+      x = contiguous(std::move(x));
+      constexpr std::int64_t size = sizeof(T);
+      call.x = {data_of<const char>(x),
+                {layout.step(config_.input_size) * size, layout.row(config_.input_size) * size, size}};
+    } else {
+      call.x = {data_of<const char>(x),
+                {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
+    }
     const Held held = read_state(state, batched, call);
 
     py::array lengths, resets;
@@ -510,16 +517,23 @@ class TypedEngine final : public Engine {
     refuse<T>(name, {order[time_axis], order[1 - time_axis], config_.input_size}, x);
   }
 
+  static bool aligned(const py::array& array) {
+    return reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) == 0;
+  }
+
+  static py::array copied(const py::array& array) { return array.attr("copy")("C").cast<py::array>(); }
+
+  // The array itself, or a copy where it has gaps.
+  static py::array contiguous(py::array array) {
+    return array.flags() & py::array::c_style && aligned(array) ? array : copied(array);
+  }
+
   // The array itself, or a copy if its rows are not adjacent, aligned elements.
   static py::array adjacent(py::array array) {
     constexpr py::ssize_t size = sizeof(T);
-    bool fits = array.strides(array.ndim() - 1) == size || array.shape(array.ndim() - 1) == 1;
+    bool fits = aligned(array) && array.strides(array.ndim() - 1) == size;
     for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) fits = fits && array.strides(axis) % size == 0;
-    if (fits && reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) == 0 &&
-        array.strides(array.ndim() - 1) == size) {
-      return array;
-    }
-    return array.attr("copy")("C").template cast<py::array>();
+    return fits ? array : copied(array);
   }
 
   py::array state_array(std::int64_t width, const Layout& layout) const {

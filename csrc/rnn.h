@@ -101,7 +101,7 @@ struct Forward {
   T* hn = nullptr;  // (D*L, B, R) contiguous: each direction's state after its last valid step
   T* cn = nullptr;  // (D*L, B, H)
 
-  // For training: the tape is filled, x needs adjacent, aligned elements, and the weights are those of
+  // For training: the tape is filled, x is one aligned block without gaps, and the weights are those of
   // `parameters`, packed into `scratch` (scratch_bytes(), on a cache line), which is free after the call.
   Tape<T>* tape = nullptr;
   const T* const* parameters = nullptr;

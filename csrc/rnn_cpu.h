@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "dispatch.h"
@@ -82,12 +83,19 @@ void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels,
 // what becomes its gradient.
 std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes);
 
-// One thread's share of a checksum over all parameters, to be added to those of the others: backward takes
-// the weights where they lie, and a parameter that changed since forward must not pass unseen. Any single
-// change shows, and others but for one in 2^64.
+// One thread's share of a checksum over an array or all parameters, to be added to those of the others. The
+// tape refers to x and backward to the parameters where they lie: what changed since forward must not pass
+// unseen. Any single change shows, and all others but for one in 2^32.
+template <class T>
+std::uint64_t checksum_of(const Kernels<T>& kernels, const T* values, std::int64_t count, int threads,
+                          int thread);
 template <class T>
 std::uint64_t checksum_of(const Config& config, const Kernels<T>& kernels, const T* const* parameters,
                           int threads, int thread);
+
+struct Checksums {
+  std::atomic<std::uint64_t> parameters{0}, x{0};
+};
 
 // The working order of a call. `offset[s]` counts the rows of all steps before s: what a tape keeps of step s
 // and place p lies at offset[s] + p, whatever the partition.
@@ -165,8 +173,8 @@ struct CpuTape : Tape<T> {
   std::vector<Chain<T>> chains;  // [layer * D + direction]
   std::vector<Rows<T*>> y;       // of every layer
   std::int64_t slots_stride = 0, c_stride = 0, h_stride = 0;
-  T* zeros = nullptr;          // a row of any kind that a reset left behind
-  std::uint64_t checksum = 0;  // of the parameters
+  T* zeros = nullptr;  // a row of any kind that a reset left behind
+  Checksums checksums;
 
   std::size_t bytes() const override { return used; }
 };

@@ -8,7 +8,6 @@
 //
 // A thread owns units (1), rows or columns of dX (2), and gate units (3). All sums run in an order that is
 // that of the tape, so that no bit depends on the partition.
-#include <atomic>
 #include <stdexcept>
 #include <utility>
 
@@ -49,9 +48,9 @@ struct Buffers {
   T* sums_projected;  // (P): none wants it
   T* sums_peephole;   // [panel][3][lane]
   T* peephole;        // (L*D), packed as in DirectionWeights
-  std::atomic<std::uint64_t>* checksum;  // of the parameters
-  const T** rows;                        // (threads, 5, rows per thread)
-  T** out_rows;                          // (threads, 2, rows per thread)
+  Checksums* checksums;
+  const T** rows;  // (threads, 5, rows per thread)
+  T** out_rows;    // (threads, 2, rows per thread)
   std::int64_t h_stride, c_stride, chunk, rows_per_thread;
 };
 
@@ -141,11 +140,14 @@ class BackwardWorker : Member {
     }
   }
 
-  // Whether the parameters are those of the forward call.
+  // Whether the parameters and x are those of the forward call.
   bool unchanged() {
-    buffers_.checksum->fetch_add(checksum_of(config_, kernels_, backward_.parameters, threads(), thread_));
+    Checksums& now = *buffers_.checksums;
+    now.parameters += checksum_of(config_, kernels_, backward_.parameters, threads(), thread_);
+    now.x += checksum_of(kernels_, reinterpret_cast<const T*>(tape_.x.data),
+                         tape_.steps * tape_.batch * config_.input_size, threads(), thread_);
     meet_all();
-    return *buffers_.checksum == tape_.checksum;
+    return now.parameters == tape_.checksums.parameters && now.x == tape_.checksums.x;
   }
 
   // ---- weights ----------------------------------------------------------------------------------
@@ -787,16 +789,19 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   Arena arena(workspace.storage.reserve(counting.used()));
   lay_out(arena, driver, tape, call, buffers);
 
-  std::atomic<std::uint64_t> checksum{0};
-  buffers.checksum = &checksum;
+  Checksums now;
+  buffers.checksums = &now;
   const Call<T> whole{driver, tape, call, buffers};
   const int threads = partition.threads();
   team.run([&](int thread) {
     if (thread < threads) BackwardWorker<T>(whole, thread).run();
   });
-  if (checksum != tape.checksum) {
-    throw std::runtime_error(
-        "parameters: expected those of the forward call that made the tape, but they have changed since");
+  const char* const changed = now.parameters != tape.checksums.parameters ? "parameters"
+                              : now.x != tape.checksums.x                 ? "x"
+                                                                          : nullptr;
+  if (changed) {
+    throw std::runtime_error(std::string(changed) +
+                             ": expected what forward was given, but it has changed since then");
   }
 }
 

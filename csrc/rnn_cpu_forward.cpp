@@ -1,6 +1,4 @@
 // Forward on the CPU: walks layers, directions and time.
-#include <atomic>
-
 #include "random.h"
 #include "rnn_cpu.h"
 
@@ -39,7 +37,6 @@ struct Call {
   const Forward<T>& forward;
   const Buffers<T>& buffers;
   CpuTape<T>* tape;  // null in inference
-  std::atomic<std::uint64_t>* checksum;
   const CpuWorkspace& workspace;
 };
 
@@ -55,8 +52,7 @@ class ForwardWorker : Member {
         weights_(call.weights),
         forward_(call.forward),
         buffers_(call.buffers),
-        tape_(call.tape),
-        checksum_(call.checksum) {
+        tape_(call.tape) {
     x_rows_ = buffers_.x_rows + thread * buffers_.block_rows;
     slot_rows_ = buffers_.slot_rows + thread * buffers_.block_rows;
     y_rows_ = buffers_.y_rows + thread * buffers_.group_rows;
@@ -70,7 +66,10 @@ class ForwardWorker : Member {
 
   void run() {
     if (tape_) {
-      *checksum_ += checksum_of(config_, kernels_, forward_.parameters, threads(), thread_);
+      tape_->checksums.parameters += checksum_of(config_, kernels_, forward_.parameters, threads(), thread_);
+      tape_->checksums.x +=
+          checksum_of(kernels_, reinterpret_cast<const T*>(forward_.x.data),
+                      forward_.steps * forward_.batch * config_.input_size, threads(), thread_);
       pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
       meet_all();
     }
@@ -459,8 +458,7 @@ class ForwardWorker : Member {
   const CpuWeights<T>& weights_;
   const Forward<T>& forward_;
   const Buffers<T>& buffers_;
-  const CpuTape<T>* const tape_;
-  std::atomic<std::uint64_t>* const checksum_;
+  CpuTape<T>* const tape_;
   T *slots_, *staged_;
   const T** x_rows_;
   T **slot_rows_, **y_rows_;
@@ -551,6 +549,7 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, CpuT
 
 template <class T>
 void fill_tape(const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape) {
+  tape.checksums.parameters = tape.checksums.x = 0;
   tape.steps = call.steps;
   tape.batch = call.batch;
   tape.x = call.x;
@@ -589,7 +588,6 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
 
   auto* const tape = static_cast<CpuTape<T>*>(call.tape);
   CpuWeights<T> packed;
-  std::atomic<std::uint64_t> checksum{0};
   if (tape) {
     fill_tape(driver, call, *tape);
     Arena arena(call.scratch);
@@ -606,13 +604,11 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
   Arena arena(workspace.storage.reserve(counting.used()));
   lay_out(arena, driver, call, buffers);
 
-  const Call<T> whole{driver.config, driver.plan, driver.kernels, *weights, call,
-                      buffers,       tape,        &checksum,      workspace};
+  const Call<T> whole{driver.config, driver.plan, driver.kernels, *weights, call, buffers, tape, workspace};
   const int threads = partition.threads();
   team.run([&](int thread) {
     if (thread < threads) ForwardWorker<T>(whole, thread).run();
   });
-  if (tape) tape->checksum = checksum;
 }
 
 template void run_forward(const Driver<float>&, const CpuWeights<float>*, const Forward<float>&);

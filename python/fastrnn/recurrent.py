@@ -265,7 +265,8 @@ class Recurrent(Generic[State]):
         Parameters
         ----------
         x, state, lengths, resets
-            As in a call of the layer. `x` must not change until `backward`: the tape refers to it.
+            As in a call of the layer. `x` must not change until `backward`, which would refuse to
+            work: the tape refers to it, unless it is no contiguous array.
 
         Returns
         -------
@@ -335,7 +336,7 @@ class Recurrent(Generic[State]):
         ValueError, TypeError
             If a gradient does not fit; if the tape is another layer's or consumed.
         RuntimeError
-            If a parameter changed since `forward`; the tape is then still open.
+            If a parameter or the input changed since `forward`; the tape is then still open.
 
         Notes
         -----
