@@ -101,7 +101,7 @@ def tbptt(
     k = functional.integer("k", k, 1)
     x = functional.view("x", x)
     time_axis = 1 if layer.batch_first and x.ndim == 3 else 0
-    T = x.shape[time_axis] if x.ndim > time_axis else 0
+    T = x.shape[time_axis] if x.ndim in (2, 3) else 0
     cut = (slice(None),) * time_axis
     if lengths is not None:
         lengths = functional.integer_lengths(lengths)
@@ -111,6 +111,8 @@ def tbptt(
         resets = np.asarray(resets)
         if resets.shape != x.shape[:-1]:
             raise ValueError(f"resets: expected {x.shape[:-1]}, got {resets.shape}")
+    if T == 0:
+        layer.forward(x, state, lengths, resets)  # raises where something does not fit
     for start in range(0, T, k):
         steps = slice(start, min(start + k, T))
         output, state, tape = layer.forward(
