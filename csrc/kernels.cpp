@@ -287,18 +287,18 @@ void backward(const BackwardArguments<T>& b) {
 template <class T>
 std::uint64_t checksum(const T* x, std::int64_t n) {
   using V = Vec<T>;
-  using Integer = typename Register<T>::RawInteger;
+  using Unsigned = typename Register<T>::RawUnsigned;
   constexpr int chains = 4;
-  Integer sum[chains] = {}, factor[chains];
+  Unsigned sum[chains] = {}, factor[chains];
 #pragma GCC unroll 4
-  for (int i = 0; i < chains; ++i) factor[i] = Integer{} + (2 * i + 1);
+  for (int i = 0; i < chains; ++i) factor[i] = Unsigned{} + (2u * static_cast<unsigned>(i) + 1u);
   for (std::int64_t i = 0; i < n; i += chains * V::lanes) {
 #pragma GCC unroll 4
     for (int j = 0; j < chains; ++j) {
       const std::int64_t left = n - i - j * V::lanes;
       if (left <= 0) break;
-      sum[j] += reinterpret_cast<Integer>(V::load_up_to(x + i + j * V::lanes, left).raw) * factor[j];
-      factor[j] += 2 * chains;
+      sum[j] += reinterpret_cast<Unsigned>(V::load_up_to(x + i + j * V::lanes, left).raw) * factor[j];
+      factor[j] += 2u * chains;
     }
   }
   std::uint64_t total = 0;

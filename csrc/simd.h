@@ -37,6 +37,7 @@ template <>
 struct Register<float> {
   typedef float Raw __attribute__((vector_size(vector_bytes)));
   typedef std::int32_t RawInteger __attribute__((vector_size(vector_bytes)));
+  typedef std::uint32_t RawUnsigned __attribute__((vector_size(vector_bytes)));
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
 };
 
@@ -44,6 +45,7 @@ template <>
 struct Register<double> {
   typedef double Raw __attribute__((vector_size(vector_bytes)));
   typedef std::int64_t RawInteger __attribute__((vector_size(vector_bytes)));
+  typedef std::uint64_t RawUnsigned __attribute__((vector_size(vector_bytes)));
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
 };
 
