@@ -1,7 +1,7 @@
 // The network on the CPU: what its cells are made of, and its weights in the layout of the kernels.
-#include "rnn_cpu.h"
-
 #include <numeric>
+
+#include "rnn_cpu_tape.h"
 
 namespace fastrnn {
 
@@ -101,37 +101,6 @@ void CpuWorkspace::deal(const RowOrder& order) {
     }
   }
 }
-
-template <class T>
-std::uint64_t checksum_of(const Kernels<T>& kernels, const T* values, std::int64_t count, int threads,
-                          int thread) {
-  constexpr std::int64_t block = 8192;
-  std::uint64_t total = 0;
-  const Range own = part_of((count + block - 1) / block, threads, thread);
-  for (std::int64_t i = own.first; i < own.first + own.count; ++i) {
-    const std::uint64_t factor = 2 * static_cast<std::uint64_t>(i) + 1;
-    total += factor * kernels.checksum(values + i * block, std::min(block, count - i * block));
-  }
-  return total;
-}
-
-template <class T>
-std::uint64_t checksum_of(const Config& config, const Kernels<T>& kernels, const T* const* parameters,
-                          int threads, int thread) {
-  std::uint64_t total = 0, factor = 1;
-  for (const Parameter& parameter : parameters_of(config)) {
-    std::int64_t count = 1;
-    for (const std::int64_t size : parameter.shape) count *= size;
-    total += factor * checksum_of(kernels, *parameters++, count, threads, thread);
-    factor += 1u << 20;  // the sum within an array has smaller ones
-  }
-  return total;
-}
-
-template std::uint64_t checksum_of(const Kernels<float>&, const float*, std::int64_t, int, int);
-template std::uint64_t checksum_of(const Kernels<double>&, const double*, std::int64_t, int, int);
-template std::uint64_t checksum_of(const Config&, const Kernels<float>&, const float* const*, int, int);
-template std::uint64_t checksum_of(const Config&, const Kernels<double>&, const double* const*, int, int);
 
 template <class T>
 void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes, CpuWeights<T>& weights) {

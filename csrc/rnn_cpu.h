@@ -1,5 +1,5 @@
 // What the forward and the backward pass of the CPU driver share: what a cell is made of, the order of the
-// rows, a thread's place in the team, and the tape. Internal to the rnn_cpu*.cpp files.
+// rows, and a thread's place in the team. Internal to the rnn_cpu*.cpp files.
 //
 // Working order. Rows are sorted by length, longest first, so that the rows that still run are always the
 // first ones; step s of a row is the s-th that its direction takes. Place p of the sorted rows belongs to
@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "dispatch.h"
@@ -83,20 +82,6 @@ void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels,
 // what becomes its gradient.
 std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes);
 
-// One thread's share of a checksum over an array or all parameters, to be added to those of the others. The
-// tape refers to x and backward to the parameters where they lie: what changed since forward must not pass
-// unseen. Any single change shows, and all others but for one in 2^32.
-template <class T>
-std::uint64_t checksum_of(const Kernels<T>& kernels, const T* values, std::int64_t count, int threads,
-                          int thread);
-template <class T>
-std::uint64_t checksum_of(const Config& config, const Kernels<T>& kernels, const T* const* parameters,
-                          int threads, int thread);
-
-struct Checksums {
-  std::atomic<std::uint64_t> parameters{0}, x{0};
-};
-
 // The working order of a call. `offset[s]` counts the rows of all steps before s: what a tape keeps of step s
 // and place p lies at offset[s] + p, whatever the partition.
 struct RowOrder {
@@ -140,43 +125,6 @@ struct Rows {
   P base{};
   std::int64_t step = 0, row = 0;
   bool by_block = false;
-};
-
-// Strides at which rows of one thread's tile do not share cache sets.
-template <class T>
-std::int64_t spread(std::int64_t stride, int lanes) {
-  return stride * std::int64_t{sizeof(T)} % 2048 ? stride : stride + lanes;
-}
-
-// What one layer and direction leaves for backward. Rows of slots, c and exchange are in the order of
-// RowOrder::offset; those of h by (t, batch row).
-template <class T>
-struct Chain {
-  T* slots;     // (rows, slots_stride): [panel][slot][lane]
-  T* c;         // (rows, c_stride)
-  T* exchange;  // (rows, c_stride): what a first phase left for the second
-  T* h;         // (T, B, R), where the layer's output is not just h; else null
-  T* h0;        // (B, h_stride), by batch row
-  T* c0;        // (B, c_stride)
-};
-
-template <class T>
-struct CpuTape : Tape<T> {
-  Storage storage;
-  std::size_t used = 0;
-  std::int64_t steps = 0, batch = 0;
-  RowOrder order;
-  View x;
-  std::vector<char> resets;  // (T, B), empty: none
-  double dropout = 0;
-  std::uint64_t seed = 0;
-  std::vector<Chain<T>> chains;  // [layer * D + direction]
-  std::vector<Rows<T*>> y;       // of every layer
-  std::int64_t slots_stride = 0, c_stride = 0, h_stride = 0;
-  T* zeros = nullptr;  // a row of any kind that a reset left behind
-  Checksums checksums;
-
-  std::size_t bytes() const override { return used; }
 };
 
 // Layers whose output is not the plain h of their directions, side by side.
@@ -249,6 +197,9 @@ class Member {
   const std::int64_t *ids_, *lengths_;
   Barrier *slice_barrier_, *group_barrier_, *barrier_;
 };
+
+template <class T>
+struct CpuTape;
 
 // The two passes: lay out their workspace and run on the team.
 template <class T>

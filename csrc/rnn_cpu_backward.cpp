@@ -8,94 +8,65 @@
 //
 // A thread owns units (1), rows or columns of dX (2), and gate units (3). All sums run in an order that is
 // that of the tape, so that no bit depends on the partition.
+#include "rnn_cpu_backward.h"
+
 #include <stdexcept>
-#include <utility>
 
 #include "random.h"
-#include "rnn_cpu.h"
 
 namespace fastrnn {
 namespace {
 
-// Rows of (2) whose addresses are gathered at a time.
-std::int64_t gathered_rows(std::int64_t rows) {
-  return std::clamp(rows / 4, std::min<std::int64_t>(rows, 16), std::int64_t{256});
-}
-
-// Rows of (3) that are packed at a time: as many as stay in L1 beside a tile, so that sums rarely move
-// between registers and memory, but their copy is not to be more than this part of what a call holds
-// anyway. Never by the number of threads: the bits depend on it.
+// Rows that the gradients of the weights pack at a time: as many as stay in L1 beside a tile, so that sums
+// rarely move between registers and memory, but their copy is not to be more than this part of what a call
+// holds anyway. Never by the number of threads: the bits depend on it.
 constexpr std::int64_t most_chunk_rows = 256, least_chunk_rows = 32, chunk_share = 32;
-
-// Vectors of units in (3) that are packed at a time.
-constexpr std::int64_t unit_vectors = 4;
-
-constexpr int only_gate = 0;  // of a projection
-
-// Pieces of the workspace; the first index in a comment is the outermost.
-template <class T>
-struct Buffers {
-  T* slots;           // as the tape's, where that is retained; else null
-  T* dh;              // (D, B, h_stride): gradient of h as far as later steps tell
-  T* dc;              // (D, B, c_stride)
-  T* dexchange;       // (D, B, c_stride): of what a first phase leaves for the second
-  T* projected;       // (D, rows, h_stride): gradients of all h, cells with a projection
-  T* between;         // (T, B, width): of the output of the layer at work, but for the last layer
-  T* merged[2];       // (T, B, R): of the outputs of the two directions, where they are merged
-  T* right;           // (columns of all products, chunk rows)
-  T* left;            // (threads, unit_vectors, chunk rows)
-  T* sums;            // (slots of all units): gradients of biases
-  T* sums_projected;  // (P): none wants it
-  T* sums_peephole;   // [panel][3][lane]
-  T* peephole;        // (L*D), packed as in DirectionWeights
-  Checksums* checksums;
-  const T** rows;  // (threads, 5, rows per thread)
-  T** out_rows;    // (threads, 2, rows per thread)
-  std::int64_t h_stride, c_stride, chunk, rows_per_thread;
-};
-
-template <class T>
-struct Call {
-  const Driver<T>& driver;
-  const CpuTape<T>& tape;
-  const Backward<T>& backward;
-  const Buffers<T>& buffers;
-};
-
-// One product of the forward pass, as its weight gradient sees it.
-template <class T>
-struct WeightProduct {
-  int first_slot, slots;
-  const int* gate;  // of those slots
-  T* gradient;      // (gates, units, columns)
-  std::int64_t units, columns;
-  const T* const* operand;  // `chunk` rows
-  std::int64_t right;       // where its packed columns are
-};
 
 // One thread's part of a backward call.
 template <class T>
-class BackwardWorker : Member {
+class BackwardWorker : BackwardMember<T> {
+  using Base = BackwardMember<T>;
+  using Base::active_rows;
+  using Base::backward_;
+  using Base::buffers_;
+  using Base::c_rows_;
+  using Base::config_;
+  using Base::direction_groups_;
+  using Base::first_row_;
+  using Base::grad_y_rows_;
+  using Base::gradient;
+  using Base::h_rows_;
+  using Base::hidden_;
+  using Base::hidden_panels_;
+  using Base::ids_;
+  using Base::kernels_;
+  using Base::lanes_;
+  using Base::lengths_;
+  using Base::max_steps_;
+  using Base::meet_all;
+  using Base::meet_slices;
+  using Base::mine;
+  using Base::out_rows_;
+  using Base::output_gradient;
+  using Base::phase_out_rows_;
+  using Base::place_in_group;
+  using Base::plan_;
+  using Base::row_group_;
+  using Base::row_groups_;
+  using Base::rows_;
+  using Base::second_phase_;
+  using Base::slices_;
+  using Base::slots;
+  using Base::slots_product;
+  using Base::state_;
+  using Base::state_panels_;
+  using Base::tape_;
+  using Base::thread_;
+  using Base::threads;
+  using Base::time;
+
  public:
-  BackwardWorker(const Call<T>& call, int thread)
-      : Member(call.driver.config, call.driver.kernels.lanes, call.tape.batch, call.driver.workspace, thread),
-        config_(call.driver.config),
-        plan_(call.driver.plan),
-        kernels_(call.driver.kernels),
-        tape_(call.tape),
-        backward_(call.backward),
-        buffers_(call.buffers),
-        lanes_(kernels_.lanes),
-        hidden_panels_(round_up(config_.hidden_size, lanes_) / lanes_),
-        state_panels_(round_up(config_.state_size(), lanes_) / lanes_),
-        second_phase_(plan_.phases == 2 || config_.proj_size) {
-    const T** next = buffers_.rows + thread * 5 * buffers_.rows_per_thread;
-    for (const T*** rows : {&grad_y_rows_, &c_rows_, &h_rows_, &x_rows_, &exchange_rows_}) {
-      *rows = std::exchange(next, next + buffers_.rows_per_thread);
-    }
-    out_rows_ = buffers_.out_rows + thread * 2 * buffers_.rows_per_thread;
-    phase_out_rows_ = out_rows_ + buffers_.rows_per_thread;
-  }
+  BackwardWorker(const BackwardCall<T>& call, int thread) : Base(call, thread), call_(call) {}
 
   void run() {
     if (!unchanged()) return;
@@ -108,34 +79,25 @@ class BackwardWorker : Member {
         if (mine(d)) recur(layer, d);
       }
       meet_all();
-      if (layer > 0 || backward_.grad_x) grad_input(layer);
+      if (layer > 0 || backward_.grad_x) grad_input(call_, thread_, layer);
       meet_all();
-      for (int d = 0; d < config_.directions(); ++d) grad_weights(layer, d);
+      for (int d = 0; d < config_.directions(); ++d) grad_weights(call_, thread_, layer, d);
     }
   }
 
  private:
-  const Chain<T>& chain(std::int64_t layer, int d) const {
-    return tape_.chains[layer * config_.directions() + d];
-  }
-  T* slots(std::int64_t layer, int d) const {
-    const Chain<T>& kept = chain(layer, d);
-    if (!buffers_.slots) return kept.slots;
-    const std::int64_t index = layer * config_.directions() + d;
-    return buffers_.slots + index * tape_.order.total_rows() * tape_.slots_stride;
-  }
+  // Among the sorted rows.
+  std::int64_t place(std::int64_t b) const { return row_group_ + b * row_groups_; }
   std::int64_t kept_row(std::int64_t s) const { return tape_.order.offset[s] + row_group_; }
-
-  T* gradient(int index) const { return backward_.gradients[index]; }
 
   // With `retain`, the copy that is overwritten instead of the tape.
   void keep_slots() {
     if (!buffers_.slots) return;
-    const std::int64_t size = tape_.order.total_rows() * tape_.slots_stride;
+    const std::int64_t size = tape_.rows() * tape_.slots_stride;
     const Range own = part_of(size, threads(), thread_);
     for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
       for (int d = 0; d < config_.directions(); ++d) {
-        std::copy_n(chain(layer, d).slots + own.first, own.count, slots(layer, d) + own.first);
+        std::copy_n(tape_.chain(layer, d).slots + own.first, own.count, slots(layer, d) + own.first);
       }
     }
   }
@@ -205,12 +167,6 @@ class BackwardWorker : Member {
 
   // ---- gradient of a layer's output ---------------------------------------------------------------
 
-  Rows<const T*> output_gradient(std::int64_t layer) const {
-    const std::int64_t width = config_.output_size();
-    if (layer + 1 < config_.num_layers) return {buffers_.between, tape_.batch * width, width, false};
-    return {backward_.grad_y, backward_.grad_y_step, backward_.grad_y_row, false};
-  }
-
   // That of one direction's h.
   Rows<const T*> hidden_gradient(std::int64_t layer, int d) const {
     Rows<const T*> rows = output_gradient(layer);
@@ -239,8 +195,8 @@ class BackwardWorker : Member {
                         tape_.dropout, tape_.seed, layer, t, ids_[b]);
         }
         if (merges(config_)) {
-          split_merge(config_.merge, width, dy, chain(layer, 0).h + row * width,
-                      chain(layer, 1).h + row * width, buffers_.merged[0] + row * width,
+          split_merge(config_.merge, width, dy, tape_.chain(layer, 0).h + row * width,
+                      tape_.chain(layer, 1).h + row * width, buffers_.merged[0] + row * width,
                       buffers_.merged[1] + row * width);
         }
       }
@@ -277,12 +233,6 @@ class BackwardWorker : Member {
   }
   T* dexchange_row(int d, std::int64_t b) const {
     return buffers_.dexchange + (d * tape_.batch + first_row_ + b) * buffers_.c_stride;
-  }
-
-  // Whether a reset lies between steps s-1 and s of a row.
-  bool cut_before(std::int64_t s, int d, std::int64_t id, std::int64_t length) const {
-    if (tape_.resets.empty() || (d == 1 && s == 0)) return false;
-    return tape_.resets[(d == 1 ? length - s : s) * tape_.batch + id];
   }
 
   // Own units of the gradients of the final state.
@@ -332,7 +282,7 @@ class BackwardWorker : Member {
       T* const own_slots = step_slots + hidden_.first_panel * plan_.slots * lanes_;
       first.slots = last.slots = own_slots;
       if (config_.has_cell_state()) {
-        first.c = chain(layer, d).c + kept_row(s) * tape_.c_stride + hidden_.first_unit;
+        first.c = tape_.chain(layer, d).c + kept_row(s) * tape_.c_stride + hidden_.first_unit;
       }
       if (second_phase_) {
         if (config_.proj_size) last.slots = projected_row(d, s) + state_.first_unit;
@@ -351,7 +301,7 @@ class BackwardWorker : Member {
   }
 
   T* projected_row(int d, std::int64_t s) const {
-    return buffers_.projected + (d * tape_.order.total_rows() + kept_row(s)) * buffers_.h_stride;
+    return buffers_.projected + (d * tape_.rows() + kept_row(s)) * buffers_.h_stride;
   }
 
   // The gradient that step s hands to the state before it, of the first `rows` rows.
@@ -361,7 +311,7 @@ class BackwardWorker : Member {
     through_state.descending = s % 2;
     kernels_.product(through_state);
     for (std::int64_t b = 0; b < rows && !tape_.resets.empty(); ++b) {
-      if (!cut_before(s, d, ids_[b], lengths_[b])) continue;
+      if (!tape_.cut_before(d, s, place(b))) continue;
       std::fill_n(dh_row(d, b) + state_.first_unit, state_.panels * lanes_, T(0));
       if (config_.has_cell_state()) {
         std::fill_n(dc_row(d, b) + hidden_.first_unit, hidden_.panels * lanes_, T(0));
@@ -378,48 +328,14 @@ class BackwardWorker : Member {
         grad_y_rows_[b] =
             grad_y.base + time(s, b, d == 1) * grad_y.step + ids_[b] * grad_y.row + state_.first_unit;
       }
-      if (reads_h) h_rows_[b] = h_before(layer, d, s, ids_[b], lengths_[b]) + hidden_.first_unit;
-      if (config_.has_cell_state()) {
-        c_rows_[b] = c_before(layer, d, s, row_group_ + b * row_groups_) + hidden_.first_unit;
-      }
+      if (reads_h) h_rows_[b] = tape_.h_before(layer, d, s, place(b)) + hidden_.first_unit;
+      if (config_.has_cell_state()) c_rows_[b] = tape_.c_before(layer, d, s, place(b)) + hidden_.first_unit;
     }
   }
 
-  // The state that step s of a row started from.
-  const T* h_before(std::int64_t layer, int d, std::int64_t s, std::int64_t id, std::int64_t length) const {
-    if (cut_before(s, d, id, length)) return tape_.zeros;
-    if (s == 0) return chain(layer, d).h0 + id * tape_.h_stride;
-    const std::int64_t t = d == 1 ? length - s : s - 1;
-    if (const T* h = chain(layer, d).h) return h + (t * tape_.batch + id) * config_.state_size();
-    const Rows<T*>& y = tape_.y[layer];
-    return y.base + t * y.step + id * y.row + d * config_.state_size();
-  }
-
-  const T* c_before(std::int64_t layer, int d, std::int64_t s, std::int64_t place) const {
-    const std::int64_t id = tape_.order.ids[place];
-    if (cut_before(s, d, id, tape_.order.lengths[place])) return tape_.zeros;
-    if (s == 0) return chain(layer, d).c0 + id * tape_.c_stride;
-    return chain(layer, d).c + (tape_.order.offset[s - 1] + place) * tape_.c_stride;
-  }
-
-  // The product of a step's slots, from one of them on, with weights that one packed panel of own units
-  // follows another.
-  ProductArguments<T> slots_product(int slots, const T* weight, const Slice& own) const {
-    ProductArguments<T> product{};
-    const bool whole = slots == plan_.slots;
-    product.panels = own.panels;
-    product.columns = own.panels * lanes_;
-    product.a_stride = row_groups_ * tape_.slots_stride;
-    product.runs = whole ? 1 : hidden_panels_;
-    product.run = (whole ? hidden_panels_ : 1) * slots * lanes_;
-    product.run_stride = plan_.slots * lanes_;
-    product.weight = weight + own.first_unit * product.runs * product.run;
-    product.out = out_rows_;
-    return product;
-  }
-
   ProductArguments<T> state_product(std::int64_t layer, int d) const {
-    ProductArguments<T> product = slots_product(plan_.phase[0].gates, packed_recurrent(layer, d, 0), state_);
+    ProductArguments<T> product = slots_product(plan_.phase[0].gates, row_groups_ * tape_.slots_stride,
+                                                packed_recurrent(layer, d, 0), state_);
     product.accumulate = config_.gates() == 3;  // of h_{t-1}, the cell's math has left a part
     return product;
   }
@@ -463,7 +379,8 @@ class BackwardWorker : Member {
       through_phase.weight =
           gradient(parameter_indices(config_, layer, d).weight_hr) + hidden_.first_unit * through_phase.run;
     } else {
-      through_phase = slots_product(plan_.phase[1].gates, packed_recurrent(layer, d, 1), hidden_);
+      through_phase = slots_product(plan_.phase[1].gates, row_groups_ * tape_.slots_stride,
+                                    packed_recurrent(layer, d, 1), hidden_);
     }
     for (std::int64_t b = 0; b < rows_; ++b) phase_out_rows_[b] = dexchange_row(d, b) + hidden_.first_unit;
     through_phase.out = phase_out_rows_;
@@ -475,248 +392,12 @@ class BackwardWorker : Member {
     kernels_.backward[static_cast<int>(phase)](arguments);
   }
 
-  // ---- gradient of a layer's input ----------------------------------------------------------------
-
-  struct Place {
-    std::int64_t s, place, n;  // step, place in the working order, row of the tape
-  };
-  // The row of the tape after this one.
-  void advance(Place& at) const {
-    ++at.n;
-    if (++at.place == tape_.order.offset[at.s + 1] - tape_.order.offset[at.s]) {
-      at.place = 0;
-      ++at.s;
-    }
-  }
-  Place place_of(std::int64_t n) const {
-    const auto& offset = tape_.order.offset;
-    const auto s = std::upper_bound(offset.begin(), offset.end(), n) - offset.begin() - 1;
-    return {s, n - offset[s], n};
-  }
-  std::int64_t time_of(const Place& at, int d) const {
-    return d == 1 ? tape_.order.lengths[at.place] - 1 - at.s : at.s;
-  }
-
-  // All threads share the columns, or, where there are few, the rows.
-  void grad_input(std::int64_t layer) {
-    const Rows<T*> out =
-        layer == 0
-            ? Rows<T*>{backward_.grad_x, backward_.grad_x_step, backward_.grad_x_row, false}
-            : Rows<T*>{buffers_.between, tape_.batch * config_.output_size(), config_.output_size(), false};
-    const std::int64_t width = config_.layer_input_size(layer);
-    const bool residual = start_input_gradient(layer, out, width);
-    meet_all();
-    const std::int64_t panels = round_up(width, lanes_) / lanes_;
-    const bool by_columns = panels >= 3 * threads();
-    const Slice own(width, lanes_, by_columns ? threads() : 1, by_columns ? thread_ : 0);
-    const Range rows =
-        part_of(tape_.order.total_rows(), by_columns ? 1 : threads(), by_columns ? 0 : thread_);
-    for (int d = 0; d < config_.directions(); ++d) {
-      if (d == 1 && !by_columns) meet_all();
-      ProductArguments<T> product =
-          slots_product(config_.gates(), gradient(parameter_indices(config_, layer, d).weight_ih), own);
-      product.columns = own.units;
-      product.a_stride = tape_.slots_stride;
-      product.accumulate = d == 1 || residual;
-      const std::int64_t end = rows.first + rows.count;
-      Place at = place_of(rows.first);
-      while (at.n < end) {
-        product.a = slots(layer, d) + at.n * tape_.slots_stride;
-        product.rows = std::min(gathered_rows(tape_.order.total_rows()), end - at.n);
-        for (std::int64_t i = 0; i < product.rows; ++i, advance(at)) {
-          out_rows_[i] =
-              out.base + time_of(at, d) * out.step + tape_.order.ids[at.place] * out.row + own.first_unit;
-        }
-        kernels_.product(product);
-      }
-    }
-  }
-
-  // What the product adds to: past a row's length nothing, else the gradient that a residual connection
-  // passes. Returns whether it does.
-  bool start_input_gradient(std::int64_t layer, const Rows<T*>& out, std::int64_t width) {
-    const Rows<const T*> passed = output_gradient(layer);
-    const bool residual = residual_at(config_, layer) && passed.base;
-    const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
-    for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
-      T* row = out.base + ids_[b] * out.row;
-      if (residual && passed.base != out.base) {
-        const T* from = passed.base + ids_[b] * passed.row;
-        for (std::int64_t t = 0; t < lengths_[b]; ++t) {
-          std::copy_n(from + t * passed.step, width, row + t * out.step);
-        }
-      }
-      for (std::int64_t t = lengths_[b]; layer == 0 && t < tape_.steps; ++t) {
-        std::fill_n(row + t * out.step, width, T(0));
-      }
-    }
-    return residual;
-  }
-
-  // ---- gradients of the weights -------------------------------------------------------------------
-
-  void grad_weights(std::int64_t layer, int d) {
-    WeightProduct<T> products[4];
-    const int count = weight_products(layer, d, products);
-    const Range own = part_of(hidden_panels_ * plan_.slots, threads(), thread_);
-    const Range own_projected = part_of(config_.proj_size ? state_panels_ : 0, threads(), thread_);
-    const bool peephole = config_.cell == CellKind::lstm_peephole;
-    const Range own_panels = part_of(peephole ? hidden_panels_ : 0, threads(), thread_);
-    std::fill_n(buffers_.sums + own.first * lanes_, own.count * lanes_, T(0));
-    std::fill_n(buffers_.sums_projected + own_projected.first * lanes_, own_projected.count * lanes_, T(0));
-    std::fill_n(buffers_.sums_peephole + own_panels.first * 3 * lanes_, own_panels.count * 3 * lanes_, T(0));
-
-    const std::int64_t total = tape_.order.total_rows();
-    if (total == 0) clear_gradients(products, count);
-    for (std::int64_t n = 0; n < total; n += buffers_.chunk) {
-      const std::int64_t rows = std::min(buffers_.chunk, total - n);
-      gather_chunk(layer, d, n, rows);
-      for (int i = 0; i < count; ++i) pack_operand(products[i], rows);
-      if (peephole) sum_peephole(layer, d, n, rows, own_panels);
-      meet_all();
-      const T* const dh = buffers_.projected + (d * total + n) * buffers_.h_stride;
-      multiply_units(products, count - (config_.proj_size ? 1 : 0), plan_.slots,
-                     slots(layer, d) + n * tape_.slots_stride, tape_.slots_stride, buffers_.sums, rows, own,
-                     n > 0);
-      if (config_.proj_size) {
-        multiply_units(products + count - 1, 1, 1, dh, buffers_.h_stride, buffers_.sums_projected, rows,
-                       own_projected, n > 0);
-      }
-      meet_all();
-    }
-    write_sums(layer, d, own, own_panels);
-  }
-
-  // The products of the forward pass.
-  int weight_products(std::int64_t layer, int d, WeightProduct<T> (&products)[4]) const {
-    const ParameterIndices index = parameter_indices(config_, layer, d);
-    int count = 0;
-    std::int64_t right = 0;
-    const auto add = [&](int first_slot, int slots, const int* gate, int parameter, std::int64_t units,
-                         std::int64_t columns, const T* const* operand) {
-      products[count++] = {first_slot, slots, gate, gradient(parameter), units, columns, operand, right};
-      right += round_up(columns, lanes_) * buffers_.chunk;
-    };
-    add(0, config_.gates(), plan_.input_gate, index.weight_ih, config_.hidden_size,
-        config_.layer_input_size(layer), x_rows_);
-    for (int i = 0; i < plan_.phases; ++i) {
-      const int first_slot = plan_.first_slot(i);
-      add(first_slot, plan_.phase[i].gates, plan_.recurrent_gate + first_slot, index.weight_hh,
-          config_.hidden_size, config_.state_size(), i ? exchange_rows_ : h_rows_);
-    }
-    if (config_.proj_size) {
-      add(0, 1, &only_gate, index.weight_hr, config_.proj_size, config_.hidden_size, exchange_rows_);
-    }
-    return count;
-  }
-
-  // Without a single row there is nothing to sum, and the packed weights must go.
-  void clear_gradients(const WeightProduct<T>* products, int count) const {
-    if (thread_ != 0) return;
-    for (const WeightProduct<T>* product = products; product < products + count; ++product) {
-      for (int i = 0; i < product->slots; ++i) {
-        std::fill_n(product->gradient + product->gate[i] * product->units * product->columns,
-                    product->units * product->columns, T(0));
-      }
-    }
-  }
-
-  // Where the rows of a chunk have what each product read.
-  void gather_chunk(std::int64_t layer, int d, std::int64_t n, std::int64_t rows) {
-    Place at = place_of(n);
-    for (std::int64_t i = 0; i < rows; ++i, advance(at)) {
-      const std::int64_t id = tape_.order.ids[at.place];
-      x_rows_[i] = x_row(layer, time_of(at, d), id);
-      h_rows_[i] = h_before(layer, d, at.s, id, tape_.order.lengths[at.place]);
-      if (second_phase_) exchange_rows_[i] = chain(layer, d).exchange + at.n * tape_.c_stride;
-      if (config_.has_cell_state()) c_rows_[i] = c_before(layer, d, at.s, at.place);
-    }
-  }
-
-  const T* x_row(std::int64_t layer, std::int64_t t, std::int64_t id) const {
-    if (layer > 0) return tape_.y[layer - 1].base + t * tape_.y[layer - 1].step + id * tape_.y[layer - 1].row;
-    return reinterpret_cast<const T*>(tape_.x.data + t * tape_.x.stride[0] + id * tape_.x.stride[1]);
-  }
-
-  void pack_operand(const WeightProduct<T>& product, std::int64_t rows) const {
-    const Range own = part_of(round_up(product.columns, lanes_) / lanes_, threads(), thread_);
-    kernels_.pack_columns(
-        {product.operand, rows, product.columns, own.first, own.count, buffers_.right + product.right});
-  }
-
-  // Own vectors of units, some at a time, against everything that was read.
-  void multiply_units(const WeightProduct<T>* products, int count, int slots_per_unit, const T* slots,
-                      std::int64_t stride, T* sums, std::int64_t rows, const Range& own,
-                      bool accumulate) const {
-    T* const left = buffers_.left + thread_ * unit_vectors * lanes_ * buffers_.chunk;
-    const std::int64_t end = own.first + own.count;
-    for (std::int64_t first = own.first; first < end; first += unit_vectors) {
-      const std::int64_t vectors = std::min(unit_vectors, end - first);
-      kernels_.pack_slots({rows, vectors, slots + first * lanes_, stride, left, sums + first * lanes_});
-      for (const WeightProduct<T>* product = products; product < products + count; ++product) {
-        T* out[unit_vectors];
-        int units[unit_vectors];
-        for (std::int64_t i = 0; i < vectors; ++i) {
-          const int slot = static_cast<int>((first + i) % slots_per_unit) - product->first_slot;
-          const std::int64_t unit = (first + i) / slots_per_unit * lanes_;
-          units[i] = static_cast<int>(std::min<std::int64_t>(lanes_, product->units - unit));
-          out[i] = slot >= 0 && slot < product->slots
-                       ? product->gradient + (product->gate[slot] * product->units + unit) * product->columns
-                       : nullptr;
-        }
-        kernels_.outer(
-            {rows, vectors, product->columns, left, buffers_.right + product->right, out, units, accumulate});
-      }
-    }
-  }
-
-  void sum_peephole(std::int64_t layer, int d, std::int64_t n, std::int64_t rows, const Range& own) {
-    for (std::int64_t i = 0; i < rows; ++i) c_rows_[i] += own.first * lanes_;
-    kernels_.peephole({rows, own.count,
-                       slots(layer, d) + n * tape_.slots_stride + own.first * plan_.slots * lanes_,
-                       tape_.slots_stride, chain(layer, d).c + n * tape_.c_stride + own.first * lanes_,
-                       tape_.c_stride, c_rows_, buffers_.sums_peephole + own.first * 3 * lanes_});
-  }
-
-  // Sums over the rows become gradients of biases and peepholes.
-  void write_sums(std::int64_t layer, int d, const Range& own, const Range& own_panels) const {
-    const ParameterIndices index = parameter_indices(config_, layer, d);
-    const std::int64_t hidden = config_.hidden_size;
-    for (std::int64_t i = own.first; config_.bias && i < own.first + own.count; ++i) {
-      const auto slot = static_cast<int>(i % plan_.slots);
-      const std::int64_t unit = i / plan_.slots * lanes_;
-      const std::int64_t units = std::min<std::int64_t>(lanes_, hidden - unit);
-      const T* sums = buffers_.sums + i * lanes_;
-      const int input = plan_.input_gate[slot], recurrent = plan_.recurrent_gate[slot];
-      if (input >= 0) std::copy_n(sums, units, gradient(index.bias_ih) + input * hidden + unit);
-      if (recurrent >= 0) std::copy_n(sums, units, gradient(index.bias_hh) + recurrent * hidden + unit);
-    }
-    if (index.weight_peep < 0) return;
-    for (std::int64_t panel = own_panels.first; panel < own_panels.first + own_panels.count; ++panel) {
-      const std::int64_t unit = panel * lanes_;
-      for (int row = 0; row < 3; ++row) {
-        std::copy_n(buffers_.sums_peephole + (panel * 3 + row) * lanes_,
-                    std::min<std::int64_t>(lanes_, hidden - unit),
-                    gradient(index.weight_peep) + row * hidden + unit);
-      }
-    }
-  }
-
-  const Config& config_;
-  const CellPlan& plan_;
-  const Kernels<T>& kernels_;
-  const CpuTape<T>& tape_;
-  const Backward<T>& backward_;
-  const Buffers<T>& buffers_;
-  const std::int64_t lanes_, hidden_panels_, state_panels_;
-  const bool second_phase_;
-  const T **grad_y_rows_, **c_rows_, **h_rows_, **x_rows_, **exchange_rows_;
-  T **out_rows_, **phase_out_rows_;
+  const BackwardCall<T>& call_;
 };
 
 template <class T>
 void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, const Backward<T>& call,
-             Buffers<T>& buffers) {
+             BackwardBuffers<T>& buffers) {
   std::int64_t gradient_bytes = 0;
   for (const std::int64_t room : gradient_rooms(driver.config, driver.kernels.lanes)) {
     gradient_bytes += room * std::int64_t{sizeof(T)};
@@ -727,7 +408,7 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
   const std::int64_t directions = config.directions(), threads = partition.threads();
   const std::int64_t padded = round_up(config.hidden_size, lanes);
   const std::int64_t padded_state = round_up(config.state_size(), lanes);
-  const std::int64_t rows = tape.order.total_rows();
+  const std::int64_t rows = tape.rows();
   buffers.h_stride = padded_state + lanes;
   buffers.c_stride = padded + lanes;
   if (call.retain) {
@@ -783,7 +464,7 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   workspace.set_partition(partition);
   workspace.deal(tape.order);
 
-  Buffers<T> buffers{};
+  BackwardBuffers<T> buffers{};
   Arena counting;
   lay_out(counting, driver, tape, call, buffers);
   Arena arena(workspace.storage.reserve(counting.used()));
@@ -791,7 +472,7 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
 
   Checksums now;
   buffers.checksums = &now;
-  const Call<T> whole{driver, tape, call, buffers};
+  const BackwardCall<T> whole{driver, tape, call, buffers};
   const int threads = partition.threads();
   team.run([&](int thread) {
     if (thread < threads) BackwardWorker<T>(whole, thread).run();

@@ -1,6 +1,6 @@
 // Forward on the CPU: walks layers, directions and time.
 #include "random.h"
-#include "rnn_cpu.h"
+#include "rnn_cpu_tape.h"
 
 namespace fastrnn {
 namespace {
@@ -130,15 +130,12 @@ class ForwardWorker : Member {
   // Where h of a direction goes, at once or to be made an output of.
   Rows<T*> hidden_rows(std::int64_t layer, int d) const {
     const std::int64_t width = config_.state_size();
-    if (tape_ && chain(layer, d).h) return {chain(layer, d).h, forward_.batch * width, width, false};
+    if (tape_ && tape_->chain(layer, d).h)
+      return {tape_->chain(layer, d).h, forward_.batch * width, width, false};
     if (merged_ && d == 1) return {buffers_.reverse, forward_.batch * width, width, false};
     Rows<T*> rows = output_rows(layer);
     rows.base += d * width;
     return rows;
-  }
-
-  const Chain<T>& chain(std::int64_t layer, int d) const {
-    return tape_->chains[layer * config_.directions() + d];
   }
 
   template <class P>
@@ -199,10 +196,10 @@ class ForwardWorker : Member {
   void keep_start(std::int64_t layer, int d, std::int64_t b) {
     const std::int64_t lanes = kernels_.lanes;
     std::copy_n(h_row(layer, d, b, 0) + state_.first_unit, state_.panels * lanes,
-                chain(layer, d).h0 + ids_[b] * tape_->h_stride + state_.first_unit);
+                tape_->chain(layer, d).h0 + ids_[b] * tape_->h_stride + state_.first_unit);
     if (!config_.has_cell_state()) return;
     std::copy_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.panels * lanes,
-                chain(layer, d).c0 + ids_[b] * tape_->c_stride + hidden_.first_unit);
+                tape_->chain(layer, d).c0 + ids_[b] * tape_->c_stride + hidden_.first_unit);
   }
 
   // The state of a row that took its last step, from the operand of step s.
@@ -282,7 +279,7 @@ class ForwardWorker : Member {
   // Where a step writes what the tape keeps of it.
   void keep_step(std::int64_t layer, int d, std::int64_t s, StepArguments<T>& first,
                  StepArguments<T>& second) const {
-    const Chain<T>& kept = chain(layer, d);
+    const Chain<T>& kept = tape_->chain(layer, d);
     first.slots = kept.slots + kept_row(s) * tape_->slots_stride +
                   hidden_.first_panel * slots_per_unit_ * kernels_.lanes;
     second.slots = first.slots;
@@ -299,7 +296,8 @@ class ForwardWorker : Member {
     const std::int64_t columns = config_.layer_input_size(layer);
     const bool adjacent = layer > 0 || usable_in_place<T>(forward_.x);
     T* const kept =
-        tape_ ? chain(layer, d).slots + hidden_.first_panel * slots_per_unit_ * kernels_.lanes : nullptr;
+        tape_ ? tape_->chain(layer, d).slots + hidden_.first_panel * slots_per_unit_ * kernels_.lanes
+              : nullptr;
     std::int64_t count = 0, n = rows_;
     for (std::int64_t s = s0; s < s1; ++s) {
       while (n > 0 && lengths_[n - 1] <= s) --n;
@@ -513,67 +511,6 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
   }
 }
 
-template <class T>
-void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape) {
-  const Config& config = driver.config;
-  const int lanes = driver.kernels.lanes;
-  const std::int64_t padded = round_up(config.hidden_size, lanes);
-  const std::int64_t rows = tape.order.total_rows();
-  const std::int64_t state = config.state_size(), width = config.output_size();
-  tape.slots_stride = spread<T>(driver.plan.slots * padded, lanes);
-  tape.c_stride = spread<T>(padded, lanes);
-  tape.h_stride = round_up(state, lanes);
-  tape.zeros = arena.take<T>(std::max(tape.c_stride, tape.h_stride));
-  tape.chains.resize(static_cast<std::size_t>(config.num_layers * config.directions()));
-  tape.y.resize(static_cast<std::size_t>(config.num_layers));
-  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    Rows<T*>& y = tape.y[layer];
-    if (layer + 1 < config.num_layers) {
-      y = {arena.take<T>(call.steps * call.batch * width), call.batch * width, width, false};
-    } else {
-      y = {call.y, call.y_step, call.y_row, false};
-    }
-    for (std::int64_t d = 0; d < config.directions(); ++d) {
-      Chain<T>& chain = tape.chains[layer * config.directions() + d];
-      chain.slots = arena.take<T>(rows * tape.slots_stride);
-      chain.c = config.has_cell_state() ? arena.take<T>(rows * tape.c_stride) : nullptr;
-      const bool exchanges = config.proj_size || driver.plan.phases == 2;
-      chain.exchange = exchanges ? arena.take<T>(rows * tape.c_stride) : nullptr;
-      const bool plain = plain_output(config, call.dropout, layer);
-      chain.h = plain ? nullptr : arena.take<T>(call.steps * call.batch * state);
-      chain.h0 = arena.take<T>(call.batch * tape.h_stride);
-      chain.c0 = config.has_cell_state() ? arena.take<T>(call.batch * tape.c_stride) : nullptr;
-    }
-  }
-}
-
-template <class T>
-void fill_tape(const Driver<T>& driver, const Forward<T>& call, CpuTape<T>& tape) {
-  tape.checksums.parameters = tape.checksums.x = 0;
-  tape.steps = call.steps;
-  tape.batch = call.batch;
-  tape.x = call.x;
-  tape.dropout = call.dropout;
-  tape.seed = call.seed;
-  tape.order.sort(call.lengths, call.steps, call.batch);
-  tape.resets.clear();
-  if (call.resets.data) {
-    tape.resets.resize(static_cast<std::size_t>(call.steps * call.batch));
-    for (std::int64_t t = 0; t < call.steps; ++t) {
-      for (std::int64_t b = 0; b < call.batch; ++b) {
-        tape.resets[t * call.batch + b] =
-            call.resets.data[t * call.resets.stride[0] + b * call.resets.stride[1]];
-      }
-    }
-  }
-  Arena counting;
-  lay_out(counting, driver, call, tape);
-  tape.used = counting.used();
-  Arena arena(tape.storage.reserve(tape.used));
-  lay_out(arena, driver, call, tape);
-  std::fill_n(tape.zeros, std::max(tape.c_stride, tape.h_stride), T(0));
-}
-
 }  // namespace
 
 template <class T>
@@ -589,7 +526,7 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
   auto* const tape = static_cast<CpuTape<T>*>(call.tape);
   CpuWeights<T> packed;
   if (tape) {
-    fill_tape(driver, call, *tape);
+    tape->begin(driver.config, driver.plan, driver.kernels.lanes, call);
     Arena arena(call.scratch);
     lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
     weights = &packed;
