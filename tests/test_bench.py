@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -16,11 +17,11 @@ import fastrnn.__main__
 import numpy as np
 import pytest
 from fastrnn import functional
-from fastrnn.bench import cli, machine, report, runner, timing
-from fastrnn.bench.peers import PEERS, Candidate, FastRNN, NumPy, missing_package
+from fastrnn.bench import cli, machine, memory, report, runner, timing
+from fastrnn.bench.peers import PEERS, Candidate, FastRNN, NumPy, Torch, missing_package
 from fastrnn.bench.problem import Problem, scaled_error
-from fastrnn.bench.results import Result, Run, groups
-from fastrnn.bench.suites import GATES, SUITES, Shape
+from fastrnn.bench.results import Lengths, Memory, Result, Run, groups
+from fastrnn.bench.suites import GATES, LENGTHS, SUITES, Shape
 
 TINY = ["--T", "1", "3", "--B", "2", "--I", "3", "--H", "5", "--seconds", "0.001", "--repeats", "2"]
 ENVIRONMENT: dict[str, Any] = {
@@ -72,6 +73,25 @@ def test_peers_agree(
     assert scaled_error(engine.candidate(problem).result(), expected) < 30 * np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("T", "layers", "bidirectional"), [(1, 1, False), (4, 1, False), (4, 3, True), (1, 2, True)]
+)
+@pytest.mark.parametrize("cell", GATES)
+def test_gradients_agree(cell: str, T: int, layers: int, bidirectional: bool, dtype: str) -> None:
+    pytest.importorskip("torch")
+    shape = Shape(cell, T, 2, 3, 5, layers, bidirectional, dtype, train=True)
+    problem = Problem.create(shape)
+    expected = FastRNN(threads=1).candidate(problem).result()
+    width = 5 * shape.directions
+    parameters = [value.shape for value in problem.weights.values()]
+    assert [a.shape for a in expected] == [(T, 2, width), (T, 2, 3), *parameters]
+    candidate = Torch(threads=1).candidate(problem)
+    # The second call's gradients are not added to the first's.
+    for actual in (candidate.result(), candidate.result()):
+        assert scaled_error(actual, expected) < 30 * np.finfo(dtype).eps
+
+
 def test_run_keeps_every_round(
     bench: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +137,7 @@ def test_a_peer_that_disagrees_is_an_error(
     assert bench(*TINY, "--peers", "numpy", "--cell", "rnn") == 0  # one gate has one order
     capsys.readouterr()
     assert bench(*TINY, "--peers", "numpy", "--cell", "gru") == 1
-    assert "GRU B=2 T=1 H=5 I=3: outputs of numpy and fastrnn differ by" in capsys.readouterr().err
+    assert "GRU B=2 T=1 H=5 I=3: results of numpy and fastrnn differ by" in capsys.readouterr().err
 
 
 def test_nan_and_other_shapes_disagree() -> None:
@@ -125,12 +145,126 @@ def test_nan_and_other_shapes_disagree() -> None:
     assert scaled_error([ones, 2 * ones], [ones, 4 * ones]) == 0.5
     assert np.isnan(scaled_error([ones, np.nan * ones], [ones, ones]))
     assert scaled_error([ones], [ones[:1]]) == np.inf
+    zeros = np.zeros((2, 3))
+    assert scaled_error([zeros], [zeros]) == 0.0
+    assert scaled_error([ones], [zeros]) == np.inf
     candidates = [
         Candidate("fastrnn", lambda: 1.0, lambda value: [value * ones]),
         Candidate("torch", lambda: np.nan, lambda value: [value * ones]),
     ]
     with pytest.raises(runner.DisagreementError, match="torch"):
         runner._check_agreement(SUITES["quick"][0], candidates)
+
+
+def test_a_gradient_that_disagrees_is_an_error(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    right = Torch.candidate
+
+    def wrong(self: Torch, problem: Problem) -> Candidate:
+        candidate = right(self, problem)
+
+        def arrays(result: Any) -> list[np.ndarray[Any, Any]]:
+            *others, last = candidate.arrays(result)
+            return [*others, -last]
+
+        return dataclasses.replace(candidate, arrays=arrays)
+
+    monkeypatch.setattr(Torch, "candidate", wrong)
+    assert bench(*TINY, "--train", "--cell", "gru", "--peers", "torch") == 1
+    assert "GRU B=2 T=1 H=5 I=3: results of torch and fastrnn differ" in capsys.readouterr().err
+
+
+def test_training_suite(
+    bench: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shapes = [Shape("gru", T=T, B=3, I=4, H=4, train=True) for T in (1, 9)]
+    monkeypatch.setitem(SUITES, "train", tuple(shapes))
+    monkeypatch.setattr(cli, "LENGTHS", {("gru", 3, 9, 4)})
+    monkeypatch.setattr(memory, "peak_bytes", lambda shape, threads: 2 * shape.bytes_needed)
+    file = tmp_path / "run.json"
+    command = ["--suite", "train", "--seconds", "0.001", "--repeats", "2", "--json", str(file)]
+    assert bench(*command) == 0
+    printed = capsys.readouterr().out
+
+    run = Run.load(file)
+    assert [entry.shape for entry in run.results] == shapes
+    assert [entry.memory for entry in run.results] == [
+        Memory(2 * shape.bytes_needed, shape.bytes_needed) for shape in shapes
+    ]
+    (lengths,) = run.lengths
+    assert lengths.shape == shapes[1]
+    assert len(lengths.ragged) == len(lengths.padded) == 2
+    drawn = lengths.valid * 3 * 9
+    assert drawn == pytest.approx(round(drawn))
+    assert 3 <= round(drawn) <= 27
+
+    assert bench("--load", str(file)) == 0
+    assert capsys.readouterr().out == printed
+    for peer in ("numpy", "onnxruntime"):
+        if missing_package(peer) is None:
+            assert f"No times of {peer}: it has the forward pass only." in printed
+    assert "largest 2.00 (GRU B=3 T=1 H=4" in printed
+    assert "of the padded time for" in printed
+    assert "Our training step with rows of 1 to T steps" in printed
+
+
+def test_a_peer_without_times_has_no_column(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(shape: Shape, threads: int) -> int:
+        raise memory.UnavailableError("nobody knows")
+
+    monkeypatch.setattr(memory, "peak_bytes", unavailable)
+    assert bench(*TINY, "--train", "--cell", "rnn", "--peers", "numpy") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (titles,) = (line for line in lines if line.startswith("| cell"))
+    assert "numpy" not in titles
+    assert titles.endswith("| memory |")
+    (row,) = (line for line in lines if line.startswith("| RNN  | B=2 T=3"))
+    assert row.endswith("|      - |")
+    assert lines.count("No memory of training steps: nobody knows.") == 1
+
+
+def test_peak_memory_is_measured() -> None:
+    shape = Shape("lstm", T=100, B=8, I=128, H=128, train=True)
+    peak = memory.peak_bytes(shape, threads=1)
+    # Wide: what is tested is the measurement. It is good to 0.1 MB, the step needs 3.4 MB.
+    assert 0.9 < peak / shape.bytes_needed < 1.5
+    longer = dataclasses.replace(shape, T=200)
+    more = memory.peak_bytes(longer, threads=1) - peak
+    assert more == pytest.approx(longer.bytes_needed - shape.bytes_needed, rel=0.2)
+
+
+def test_memory_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shape = Shape("rnn", T=2, B=1, I=3, H=3, train=True)
+    with pytest.raises(memory.UnavailableError, match="no attribute 'ELMAN'"):
+        memory.peak_bytes(dataclasses.replace(shape, cell="elman"), threads=1)
+
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "no" / "such")
+    fields = json.dumps(dataclasses.asdict(shape))
+    with pytest.raises(SystemExit, match=r"the system does not tell: .*No such file"):
+        memory.main("1", fields)
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "clear_refs")
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\n", encoding="ascii")
+    monkeypatch.setattr(memory, "_STATUS", status)
+    with pytest.raises(SystemExit, match="has no VmRSS"):
+        memory.main("1", fields)
+
+
+def test_files_from_before_training_load(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    run = Run(ENVIRONMENT, [result(Shape("gru", T=1, B=1, I=8, H=8), fastrnn=[1e-6])])
+    run.save(file)
+    data = json.loads(file.read_text("utf-8"))
+    del data["lengths"], data["results"][0]["memory"], data["results"][0]["shape"]["train"]
+    file.write_text(json.dumps(data), "utf-8")
+    assert Run.load(file) == run
 
 
 def test_interrupt_keeps_what_was_measured(
@@ -179,7 +313,7 @@ def test_plot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "train"], "--suite: invalid choice: 'train'"),
+        (["--suite", "marathon"], "--suite: invalid choice: 'marathon'"),
         (["--cell", "elman"], "--cell: invalid choice: 'elman'"),
         (["--H", "0"], "--H: expected an integer >= 1, got '0'"),
         (["--T", "many"], "--T: expected an integer >= 1, got 'many'"),
@@ -254,11 +388,24 @@ def test_selected_shapes() -> None:
     ]
     assert {shape.dtype for shape in select("--dtype", "float64")} == {"float64"}
 
+    assert select("--suite", "train", "--cell", "gru", "--B", "64", "--H", "1024") == [
+        Shape("gru", T=50, B=64, I=1024, H=1024, train=True)
+    ]
+    trained = select("--suite", "rnn", "--train")
+    assert trained == [dataclasses.replace(shape, train=True) for shape in SUITES["rnn"]]
+    assert not any(shape.step for shape in trained)
+
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_repeat_nothing(suite: str) -> None:
     assert len(set(SUITES[suite])) == len(SUITES[suite])
     assert len({(shape.cell, shape.label) for shape in SUITES[suite]}) == len(SUITES[suite])
+
+
+def test_lengths_are_of_the_training_suite() -> None:
+    sizes = {(shape.cell, shape.B, shape.T, shape.H) for shape in SUITES["train"]}
+    assert sizes >= LENGTHS
+    assert all(shape.train for shape in SUITES["train"])
 
 
 def test_large_shapes_are_named_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,8 +414,11 @@ def test_large_shapes_are_named_and_skipped(monkeypatch: pytest.MonkeyPatch) -> 
     small = Shape("lstm", T=25, B=16, I=512, H=512)
     slow = Shape("gru", T=1500, B=32, I=1024, H=1024)
     wide = Shape("lstm", T=1, B=1, I=4096, H=4096)
+    # 0.8 s per call, but what is judged is its forward pass.
+    trained = Shape("lstm", T=100, B=16, I=2048, H=2048, train=True)
     run = Run(ENVIRONMENT)
-    assert runner.drop_large(run, [small, slow, wide], threads=1) == [small]
+    assert trained.flops > 0.75 * 4e11
+    assert runner.drop_large(run, [small, slow, trained, wide], threads=1) == [small, trained]
     assert run.notes == [
         "Skipped GRU B=32 T=1500 H=1024: 1.5 s per call even at the FMA peak.",
         "Skipped LSTM B=1 T=1 H=4096: every engine needs about 1 of 2 GB memory.",
@@ -286,6 +436,29 @@ def test_work_of_a_shape() -> None:
     step = Shape("rnn", T=1, B=1, I=3, H=5, dtype="float64")
     assert step.step
     assert step.bytes_reused == step.bytes_read == 8 * (15 + 25)
+
+
+def test_work_of_a_training_step() -> None:
+    forward = Shape("lstm", T=10, B=2, I=3, H=5, layers=2, bidirectional=True)
+    shape = dataclasses.replace(forward, train=True)
+    assert shape.flops == 3 * forward.flops
+    assert shape.bytes_read == 2 * forward.bytes_read
+    assert shape.bytes_reused == forward.bytes_reused
+    # 400 units: each of two layers, two directions, 10 steps and 2 rows has 5.
+    kept = 400 * (4 + 1 + 1)
+    parameters = sum(array.size for array in Problem.create(shape).weights.values())
+    # Of the input (10, 2, 3), and of the output (10, 2, 10) of the first layer.
+    gradients = parameters + 60 + 200
+    assert shape.bytes_needed == 4 * (kept + gradients)
+    gru, rnn = (Shape(cell, T=4, B=1, I=5, H=5, train=True) for cell in ("gru", "rnn"))
+    assert gru.bytes_needed == 4 * (20 * (4 + 1) + 15 * (5 + 5 + 2) + 20)
+    assert rnn.bytes_needed == 4 * (20 * (1 + 1) + 5 * (5 + 5 + 2) + 20)
+    assert shape.bytes_held > shape.bytes_needed
+    assert [Shape("rnn", T=1, B=B, I=5, H=5, train=True).regime for B in (1, 2)] == [
+        "B=1 training",
+        "B>1 training",
+    ]
+    assert not Shape("rnn", T=1, B=1, I=5, H=5, train=True).step
 
 
 def test_numbers_of_a_result() -> None:
@@ -308,6 +481,18 @@ def test_numbers_of_a_result() -> None:
     assert measured.roof == pytest.approx([2e-5] * 3)
     assert measured.roof_fraction == pytest.approx(0.2)
     assert result(shape, fastrnn=[1.0]).ratio is None
+
+
+def test_numbers_of_lengths_and_memory() -> None:
+    shape = Shape("rnn", T=9, B=2, I=5, H=5, train=True)
+    lengths = Lengths(shape, 0.5, ragged=[1.0, 3.0, 1.0], padded=[2.0, 4.0, 5.0])
+    assert lengths.fraction.median == pytest.approx(0.5)  # round by round 0.5, 0.75 and 0.2
+    assert Memory(peak=30, needed=20).ratio == 1.5
+    forward = dataclasses.replace(shape, train=False)
+    done = [result(one, fastrnn=[1.0]) for one in (shape, forward)]
+    assert Run(ENVIRONMENT, done[:1]).work == "training"
+    assert Run(ENVIRONMENT, done[1:]).work == "forward"
+    assert Run(ENVIRONMENT, done).work == "forward and training"
 
 
 def test_groups() -> None:
@@ -337,7 +522,20 @@ def test_losses_are_shown() -> None:
     won = table.row(result(shape, fastrnn=[1.0], torch=[2.0]))
     assert "slower" in lost
     assert "slower" not in won
-    assert {len(line) for line in [*table.head().splitlines(), lost, won]} == {len(lost)}
+    lines = [*table.head().splitlines(), lost, won]
+    assert {len(line) for line in lines} == {len(lost)}
+    assert "memory" not in lines[0]
+
+
+def test_memory_has_a_column() -> None:
+    shape = Shape("lstm", T=9, B=1, I=8, H=8, train=True)
+    measured = result(shape, fastrnn=[2.0])
+    table = report.Table([shape], [])
+    known = table.row(dataclasses.replace(measured, memory=Memory(peak=105, needed=100)))
+    unknown = table.row(measured)
+    lines = [*table.head().splitlines(), known, unknown]
+    assert {len(line) for line in lines} == {len(known)}
+    assert [line.split("|")[-2].strip() for line in lines] == ["memory", "-----:", "1.05", "-"]
 
 
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:

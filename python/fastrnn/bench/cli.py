@@ -15,11 +15,12 @@ import fastrnn
 from fastrnn.bench import machine, report, runner
 from fastrnn.bench.peers import PEERS, missing_package
 from fastrnn.bench.results import Run
-from fastrnn.bench.suites import DTYPES, GATES, SUITES, Shape
+from fastrnn.bench.suites import DTYPES, GATES, LENGTHS, SUITES, Shape
 
 DESCRIPTION = (
-    "Compare the forward pass with every engine that is installed: check that the outputs agree, "
-    "then time them in interleaved rounds, with the same weights and the same number of threads."
+    "Compare the forward pass, or with --train a training step, with every engine that is "
+    "installed: check that the outputs and gradients agree, then time them in interleaved rounds, "
+    "with the same weights and the same number of threads."
 )
 
 _SIZES = {"T": "steps", "B": "batch", "I": "inputs (default: H)", "H": "hidden units"}
@@ -40,9 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes = parser.add_argument_group(
         "shapes",
         "With --suite: those of its shapes that match --cell, --T, --B, --I and --H. Without: "
-        "every combination of the given values. T = 1 is measured through step.",
+        "every combination of the given values. T = 1 is measured through step, except with "
+        "--train.",
     )
-    shapes.add_argument("--suite", choices=SUITES, help="quick, if nothing else is given")
+    shapes.add_argument(
+        "--suite",
+        choices=SUITES,
+        help="quick, if nothing else is given; train implies --train, and also measures what rows "
+        "of different lengths save",
+    )
+    shapes.add_argument(
+        "--train",
+        action="store_true",
+        help="time a training step, forward and backward, and measure its memory; T = 1 is then a "
+        "sequence of one step",
+    )
     shapes.add_argument("--cell", choices=GATES, type=str.lower, nargs="+", action="extend")
     for letter, meaning in _SIZES.items():
         shapes.add_argument(
@@ -136,7 +149,13 @@ def select_shapes(options: argparse.Namespace) -> list[Shape]:
             )
         ]
     return [
-        dataclasses.replace(shape, layers=layers, bidirectional=options.bidirectional, dtype=dtype)
+        dataclasses.replace(
+            shape,
+            layers=layers,
+            bidirectional=options.bidirectional,
+            dtype=dtype,
+            train=shape.train or options.train,
+        )
         for dtype in options.dtype or ["float32"]
         for layers in options.layers or [1]
         for shape in shapes
@@ -166,9 +185,11 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tu
     try:
         if options.suite:
             shapes = runner.drop_large(current, shapes, options.threads)
-        runner.measure_shapes(
-            current, shapes, peers, options.threads, options.seconds, options.repeats
-        )
+        effort = (options.threads, options.seconds, options.repeats)
+        runner.measure_shapes(current, shapes, peers, *effort)
+        if options.suite == "train":
+            some = [s for s in shapes if (s.cell, s.B, s.T, s.H) in LENGTHS]
+            runner.measure_lengths(current, some, *effort)
     except KeyboardInterrupt:
         current.notes.append("Interrupted: the shapes that followed were not measured.")
         return current, 130

@@ -1,8 +1,8 @@
 """What is compared: one small class for each engine that can run a `Problem`.
 
 Every engine gets the same weights and the same input, and what it computes can be brought into one
-common form, so that the outputs are compared before anything is timed. Each is called in the
-fastest way that takes arrays and returns new ones.
+common form, so that the outputs, and of a training step all gradients, are compared before anything
+is timed. Each is called in the fastest way that takes arrays and returns new ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Candidate:
         Runs the problem once.
     arrays : callable
         Turns what ``call`` returns into output, h and (LSTM) c, in the shapes of torch.nn; the
-        output of a single step is (B, H). Not timed.
+        output of a single step is (B, H). Of a training step: output, the gradient of the input,
+        and those of the parameters in the order of ``problem.weights``. Not timed.
     context : callable
         Makes the context that the calls run in; entered once for many calls.
     """
@@ -56,13 +57,14 @@ class Peer(ABC):
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
+    trains: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def unsupported(self, shape: Shape) -> str | None:
         """Return why it cannot run this shape, or None."""
-        return None
+        return "it has the forward pass only" if shape.train and not self.trains else None
 
     @abstractmethod
     def candidate(self, problem: Problem) -> Candidate:
@@ -70,24 +72,43 @@ class Peer(ABC):
 
 
 class FastRNN(Peer):
-    """The layer of this package in evaluation mode, through ``step`` where T = 1."""
+    """The layer of this package.
+
+    Forward in evaluation mode, through ``step`` where T = 1; a training step in training mode.
+    """
 
     name = "fastrnn"
     requires = ()
+    trains = True
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         fastrnn.set_num_threads(threads)
 
     def candidate(self, problem: Problem) -> Candidate:
-        layer = new_layer(problem.shape)
-        layer.load_state_dict(problem.weights)
+        if problem.shape.train:
+            return self.training_step(problem)
+        layer = _filled_layer(problem)
         layer.eval()
         if problem.state is None:
             call = partial(layer, problem.x)
         else:
             call = partial(layer.step, problem.x, _as_state(problem.state))
         return Candidate(self.name, call, _flat)
+
+    def training_step(self, problem: Problem, lengths: Array | None = None) -> Candidate:
+        """Forward and backward, of rows of `lengths` (B,) steps if that is given."""
+        layer = _filled_layer(problem)
+
+        def call() -> tuple[Array, Any]:
+            output, _, tape = layer.forward(problem.x, lengths=lengths)
+            return output, layer.backward(tape, problem.grad_output)
+
+        def arrays(result: tuple[Array, Any]) -> list[Array]:
+            output, gradients = result
+            return [output, gradients.input, *(gradients.parameters[n] for n in problem.weights)]
+
+        return Candidate(self.name, call, arrays)
 
 
 class NumPy(Peer):
@@ -110,10 +131,11 @@ class NumPy(Peer):
 
 
 class Torch(Peer):
-    """torch.nn in evaluation and inference mode."""
+    """torch.nn: in evaluation and inference mode, or in training mode with autograd."""
 
     name = "torch"
     requires = ("torch",)
+    trains = True
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -124,6 +146,8 @@ class Torch(Peer):
     def candidate(self, problem: Problem) -> Candidate:
         import torch
 
+        if problem.shape.train:
+            return self._training_step(problem)
         shape = problem.shape
         layer_class = shape.cell.upper()
         dtype = getattr(torch, shape.dtype)
@@ -138,14 +162,35 @@ class Torch(Peer):
             call = partial(module, x, _as_state([part[0] for part in state]))
             arrays: Callable[[Any], list[Array]] = _cell_arrays
         else:
-            module = getattr(torch.nn, layer_class)(
-                shape.I, shape.H, shape.layers, bidirectional=shape.bidirectional, dtype=dtype
-            )
+            module = _torch_module(shape)
             call = partial(module, x[None], _as_state(state)) if state else partial(module, x)
             arrays = _step_arrays if state else _flat
         module.load_state_dict(weights)
         module.eval()
         return Candidate(self.name, call, arrays, torch.inference_mode)
+
+    def _training_step(self, problem: Problem) -> Candidate:
+        import torch
+
+        module = _torch_module(problem.shape)
+        module.load_state_dict({k: torch.from_numpy(v) for k, v in problem.weights.items()})
+        module.train()
+        parameters = dict(module.named_parameters())
+        x = torch.from_numpy(problem.x).requires_grad_()
+        leaves = [x, *(parameters[name] for name in problem.weights)]
+        grad_output = torch.from_numpy(problem.grad_output)
+
+        def call() -> Any:
+            for leaf in leaves:  # as zero_grad does: new gradients, not sums
+                leaf.grad = None
+            output, _ = module(x)
+            output.backward(grad_output)
+            return output
+
+        def arrays(output: Any) -> list[Array]:
+            return [output.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)]
+
+        return Candidate(self.name, call, arrays, torch.enable_grad)
 
 
 class OnnxRuntime(Peer):
@@ -159,7 +204,8 @@ class OnnxRuntime(Peer):
     requires = ("onnx", "onnxruntime")
 
     def unsupported(self, shape: Shape) -> str | None:
-        return None if shape.dtype == "float32" else "its recurrent operators are float32 only"
+        double = None if shape.dtype == "float32" else "its recurrent operators are float32 only"
+        return super().unsupported(shape) or double
 
     def candidate(self, problem: Problem) -> Candidate:
         import onnxruntime
@@ -185,6 +231,24 @@ def missing_package(peer: str) -> str | None:
         if importlib.util.find_spec(package) is None:
             return package
     return None
+
+
+def _filled_layer(problem: Problem) -> Any:
+    layer = new_layer(problem.shape)
+    layer.load_state_dict(problem.weights)
+    return layer
+
+
+def _torch_module(shape: Shape) -> Any:
+    import torch
+
+    return getattr(torch.nn, shape.cell.upper())(
+        shape.I,
+        shape.H,
+        shape.layers,
+        bidirectional=shape.bidirectional,
+        dtype=getattr(torch, shape.dtype),
+    )
 
 
 def _as_state(parts: Sequence[Any]) -> Any:

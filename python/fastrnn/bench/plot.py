@@ -60,7 +60,8 @@ def save(run: Run, path: Path) -> None:
     environment = run.environment
     config = environment["config"]
     figure.suptitle(
-        f"fastrnn {config['version']}, forward: time per call / roofline bound, less is better\n"
+        f"fastrnn {config['version']}, {run.work}: time per call / roofline bound, "
+        "less is better\n"
         f"{environment['cpu']} · {config['isa']} · {environment['threads']} thread(s)"
     )
     order = [name for name in (*reversed(_STYLES), _ROOF) if name in handles]

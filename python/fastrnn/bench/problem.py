@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +32,15 @@ class Problem:
         (T, B, I), or (B, I) for a single step.
     state : tuple of array, or None
         Initial h, and c for an LSTM, each (layers, B, H). Sequences start from zeros: None.
+    grad_output : array or None
+        Gradient of the output (T, B, directions·H), for a training step.
     """
 
     shape: Shape
     weights: Mapping[str, Array]
     x: Array
     state: tuple[Array, ...] | None
+    grad_output: Array | None = None
 
     @classmethod
     def create(cls, shape: Shape) -> Problem:
@@ -44,6 +48,10 @@ class Problem:
         generator = np.random.default_rng(0)
         weights = new_layer(shape).state_dict()
         x = generator.standard_normal((shape.T, shape.B, shape.I)).astype(shape.dtype)
+        if shape.train:
+            width = shape.directions * shape.H
+            grad_output = generator.standard_normal((shape.T, shape.B, width)).astype(shape.dtype)
+            return cls(shape, weights, x, None, grad_output)
         if not shape.step:
             return cls(shape, weights, x, None)
         # Not zeros: a wrong use of W_hh or of the state must show in the outputs.
@@ -70,5 +78,11 @@ def scaled_error(actual: Sequence[Array], expected: Sequence[Array]) -> float:
     """Return the largest difference relative to its array's largest value; inf if shapes differ."""
     if [a.shape for a in actual] != [b.shape for b in expected]:
         return float("inf")
-    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(actual, expected, strict=True)]
-    return float(np.max(errors))
+    return float(np.max([_scaled(a, b) for a, b in zip(actual, expected, strict=True)]))
+
+
+def _scaled(actual: Array, expected: Array) -> float:
+    difference, scale = float(np.abs(actual - expected).max()), float(np.abs(expected).max())
+    if difference == 0.0:  # all may be zeros, as is the gradient of W_hh for T = 1
+        return 0.0
+    return difference / scale if scale else math.inf

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastrnn.bench.results import SUBJECT, Interval, Result, Run, groups
+from fastrnn.bench.results import SUBJECT, Interval, Lengths, Result, Run, groups
 from fastrnn.bench.suites import Shape
 
 
@@ -33,6 +33,8 @@ class Table:
         All that may come.
     peers : sequence of str
         One column of times for each.
+
+    Training steps have a column more, for their memory.
     """
 
     def __init__(self, shapes: Sequence[Shape], peers: Sequence[str]) -> None:
@@ -41,6 +43,10 @@ class Table:
         titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s", "peak", "roof"]
         widths = [4, label, *(max(9, len(engine)) for engine in self._engines)]
         widths += [4, 21, 6, 7, 5, 5]
+        self._memory = any(shape.train for shape in shapes)
+        if self._memory:
+            titles.append("memory")
+            widths.append(6)
         self._titles = [(title, width) for title, width in zip(titles, widths, strict=True)]
 
     def head(self) -> str:
@@ -58,19 +64,20 @@ class Table:
             for engine in self._engines
         ]
         ratio = result.ratio
-        return self._join(
-            [
-                result.shape.cell.upper(),
-                result.shape.label,
-                *times,
-                f"{result.time(SUBJECT).spread:.0%}",
-                "-" if ratio is None else ratio_text(ratio),
-                "slower" if ratio is not None and ratio.median < 1 else "",
-                f"{result.flop_rate / 1e9:.1f}",
-                f"{result.peak_fraction:.1%}",
-                f"{result.roof_fraction:.1%}",
-            ]
-        )
+        cells = [
+            result.shape.cell.upper(),
+            result.shape.label,
+            *times,
+            f"{result.time(SUBJECT).spread:.0%}",
+            "-" if ratio is None else ratio_text(ratio),
+            "slower" if ratio is not None and ratio.median < 1 else "",
+            f"{result.flop_rate / 1e9:.1f}",
+            f"{result.peak_fraction:.1%}",
+            f"{result.roof_fraction:.1%}",
+        ]
+        if self._memory:
+            cells.append("-" if result.memory is None else f"{result.memory.ratio:.2f}")
+        return self._join(cells)
 
     def _join(self, cells: Sequence[str]) -> str:
         padded = [
@@ -88,6 +95,13 @@ def summary(run: Run) -> str:
         "peak: fraction of the FMA rate measured between rounds. roof: fraction of the roofline",
         "bound, that rate or, if slower, reading the weights from the cache they fit in.",
     ]
+    trained = any(result.shape.train for result in run.results)
+    if trained:
+        lines += [
+            "A training step is forward and backward: gradients of the input and all parameters.",
+            "memory: the most that ours held, measured to about 0.1 MB / what must be kept: gates,",
+            "cell states, outputs and gradients.",
+        ]
     summaries = groups(run.results)
     if summaries:
         width = max(len(group.name) for group in summaries)
@@ -98,20 +112,51 @@ def summary(run: Run) -> str:
             f"slower on {group.losses} of {group.count}"
             for group in summaries
         ]
+    if run.lengths:
+        lines += ["", *_lengths(run.lengths)]
     if run.results:
         lines.append("")
         peak = Interval.of(peak / 1e9 for result in run.results for peak in result.peak)
         lines.append(
             f"FMA peak {peak.median:.0f} GFLOP/s, quartiles {peak.low:.0f} and {peak.high:.0f}."
         )
+    if line := _largest_memory(run.results):
+        lines.append(line)
     errors: dict[str, float] = {}
     for result in run.results:
         for peer, error in result.errors.items():
             errors[peer] = max(error, errors.get(peer, 0.0))
     if errors:
         listed = ", ".join(f"{peer} {error:.1e}" for peer, error in errors.items())
-        lines.append(f"Outputs agree; largest scaled difference: {listed}.")
+        what = "Outputs and gradients" if trained else "Outputs"
+        lines.append(f"{what} agree; largest scaled difference: {listed}.")
     return "\n".join([*lines, *run.notes])
+
+
+def _lengths(measured: Sequence[Lengths]) -> list[str]:
+    names = [f"{entry.shape.cell.upper()} {entry.shape.label}" for entry in measured]
+    width = max(map(len, names))
+    return [
+        "Our training step with rows of 1 to T steps, drawn uniformly:",
+        *(
+            f"  {name:{width}}  {ratio_text(entry.fraction)} of the padded time "
+            f"for {entry.valid:.2f} of the steps"
+            for name, entry in zip(names, measured, strict=True)
+        ),
+    ]
+
+
+def _largest_memory(results: Sequence[Result]) -> str | None:
+    measured = [(result.memory, result.shape) for result in results if result.memory]
+    if not measured:
+        return None
+    largest, shape = max(measured, key=lambda pair: pair[0].ratio)
+    median = Interval.of(memory.ratio for memory, _ in measured).median
+    return (
+        f"Memory: median {median:.2f} of what must be kept, largest {largest.ratio:.2f} "
+        f"({shape.cell.upper()} {shape.label}: {largest.peak / 1e6:.3g} of "
+        f"{largest.needed / 1e6:.3g} MB)."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -37,6 +37,19 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Peak memory of our training step, and ``shape.bytes_needed``, in bytes."""
+
+    peak: int
+    needed: int
+
+    @property
+    def ratio(self) -> float:
+        """Peak / needed."""
+        return self.peak / self.needed
+
+
+@dataclass(frozen=True)
 class Result:
     """The rounds of one shape. Every list has one value per round.
 
@@ -54,6 +67,8 @@ class Result:
         Measured FMA rate of the machine, FLOP/s.
     bandwidth : list of float
         Measured rate of reading ``shape.bytes_reused`` again and again, B/s.
+    memory : Memory or None
+        Of a training step, where it could be measured.
     """
 
     shape: Shape
@@ -62,6 +77,7 @@ class Result:
     errors: dict[str, float]
     peak: list[float]
     bandwidth: list[float]
+    memory: Memory | None = None
 
     def time(self, engine: str) -> Interval:
         """Seconds per call."""
@@ -144,6 +160,33 @@ def groups(results: Iterable[Result]) -> list[Group]:
     ]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Our training step with rows of different lengths against rows that all have T steps.
+
+    Attributes
+    ----------
+    shape : Shape
+        What was run.
+    valid : float
+        Steps of the rows / T·B, in the call with lengths.
+    ragged, padded : list of float
+        Seconds per call with lengths and without, one value per round.
+    """
+
+    shape: Shape
+    valid: float
+    ragged: list[float]
+    padded: list[float]
+
+    @property
+    def fraction(self) -> Interval:
+        """Time with lengths / time without, round by round."""
+        return Interval.of(
+            ragged / padded for ragged, padded in zip(self.ragged, self.padded, strict=True)
+        )
+
+
 @dataclass
 class Run:
     """Everything that a run of the benchmark leaves behind.
@@ -156,17 +199,32 @@ class Run:
         In the order of measuring.
     notes : list of str
         What was left out, and why.
+    lengths : list of Lengths
+        Of the training suite.
     """
 
     environment: dict[str, Any]
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lengths: list[Lengths] = field(default_factory=list)
 
     @property
     def peers(self) -> list[str]:
         """Every peer that has a result."""
         engines = dict.fromkeys(engine for result in self.results for engine in result.seconds)
         return [engine for engine in engines if engine != SUBJECT]
+
+    @property
+    def work(self) -> str:
+        """What was timed, in words."""
+        kinds = {result.shape.train for result in self.results}
+        names = [name for train, name in ((False, "forward"), (True, "training")) if train in kinds]
+        return " and ".join(names)
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def save(self, path: Path) -> None:
         """Write all of it as JSON."""
@@ -176,7 +234,12 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Read what `save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        results = [
-            Result(**{**entry, "shape": Shape(**entry["shape"])}) for entry in data["results"]
-        ]
-        return cls(data["environment"], results, data["notes"])
+        results = [Result(**_with_objects(entry)) for entry in data["results"]]
+        # Files from before there was training have none.
+        lengths = [Lengths(**_with_objects(entry)) for entry in data.get("lengths", [])]
+        return cls(data["environment"], results, data["notes"], lengths)
+
+
+def _with_objects(entry: dict[str, Any]) -> dict[str, Any]:
+    memory = {"memory": Memory(**entry["memory"])} if entry.get("memory") else {}
+    return {**entry, "shape": Shape(**entry["shape"]), **memory}

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from fastrnn import functional
-from fastrnn.bench import machine, report
+from fastrnn.bench import machine, memory, report
 from fastrnn.bench.peers import PEERS, Candidate, FastRNN, Peer
 from fastrnn.bench.problem import Problem, scaled_error
-from fastrnn.bench.results import Result, Run
+from fastrnn.bench.results import Lengths, Memory, Result, Run
 from fastrnn.bench.suites import Shape
 from fastrnn.bench.timing import measure
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
-"""Scaled difference from which on outputs count as different.
+"""Scaled difference from which on results count as different.
 
-Wide enough for approximate activations; a wrong gate order, state or bias is far above.
+Wide enough for approximate activations, and for gradients that are sums over T·B rows: those of the
+training suite are within 6e-6 of PyTorch's. A wrong gate order, state or bias is far above.
 """
 
 _PROBE_SECONDS = 0.01
 # In a first-level cache everywhere; what is smaller is there too, but would time the probe's loop.
 _LEAST_BLOCK = 32768
-_LONGEST_CALL = 0.5  # s, at the FMA peak; longer ones would make a suite take hours
+_LONGEST_CALL = 0.5  # s, forward at the FMA peak; longer ones would make a suite take hours
 
 
 class DisagreementError(Exception):
@@ -32,14 +36,14 @@ class DisagreementError(Exception):
 def drop_large(run: Run, shapes: Sequence[Shape], threads: int) -> list[Shape]:
     """Leave out shapes that this machine is too slow or too small for, and note which."""
     peak = functional.fma_peak("float32", threads, 10 * _PROBE_SECONDS)
-    memory = machine.memory_bytes()
+    available = machine.memory_bytes()
     kept = []
     for shape in shapes:
         seconds, size = shape.flops / peak, shape.bytes_held
-        if seconds > _LONGEST_CALL:
+        if shape.forward_flops / peak > _LONGEST_CALL:
             reason = f"{seconds:.1f} s per call even at the FMA peak"
-        elif size > memory / 4:
-            reason = f"every engine needs about {size / 1e9:.0f} of {memory / 1e9:.0f} GB memory"
+        elif size > available / 4:
+            reason = f"every engine needs about {size / 1e9:.0f} of {available / 1e9:.0f} GB memory"
         else:
             kept.append(shape)
             continue
@@ -75,21 +79,23 @@ def measure_shapes(
     DisagreementError
         Before the shape is timed.
     """
-    engines = [FastRNN(threads), *(PEERS[name](threads) for name in peers)]
-    table = report.Table(shapes, peers)
+    engines: list[Peer] = [FastRNN(threads)]
+    for engine in [PEERS[name](threads) for name in peers]:
+        reasons = [engine.unsupported(shape) for shape in shapes]
+        for reason in filter(None, reasons):
+            run.note(f"No times of {engine.name}: {reason}.")
+        if None in reasons:
+            engines.append(engine)
+    table = report.Table(shapes, [engine.name for engine in engines[1:]])
     progress = report.Progress(len(shapes))
     print(table.head())
     try:
         for done, shape in enumerate(shapes):
             progress.show(done, f"{shape.cell.upper()} {shape.label}")
-            able = []
-            for engine in engines:
-                if reason := engine.unsupported(shape):
-                    note = f"No times of {engine.name}: {reason}."
-                    run.notes += [note] if note not in run.notes else []
-                else:
-                    able.append(engine)
+            able = [engine for engine in engines if engine.unsupported(shape) is None]
             result = _measure_shape(shape, able, threads, seconds, repeats)
+            if shape.train:
+                result = dataclasses.replace(result, memory=_measure_memory(run, shape, threads))
             run.results.append(result)
             progress.clear()
             print(table.row(result), flush=True)
@@ -109,7 +115,42 @@ def _measure_shape(
         "bandwidth": partial(functional.read_bandwidth, block, threads, _PROBE_SECONDS),
     }
     measured = measure(candidates, probes, seconds, repeats)
-    return Result(shape, measured.seconds, measured.calls, errors, **measured.probes)
+    rates = (measured.probes["peak"], measured.probes["bandwidth"])
+    return Result(shape, measured.seconds, measured.calls, errors, *rates)
+
+
+def _measure_memory(run: Run, shape: Shape, threads: int) -> Memory | None:
+    try:
+        return Memory(memory.peak_bytes(shape, threads), shape.bytes_needed)
+    except memory.UnavailableError as error:
+        run.note(f"No memory of training steps: {error}.")
+        return None
+
+
+def measure_lengths(
+    run: Run, shapes: Sequence[Shape], threads: int, seconds: float, repeats: int
+) -> None:
+    """Measure what our training step gains from rows of different lengths, and add it to `run`.
+
+    Their lengths are drawn uniformly from 1 to T; the other candidate is the same call without
+    them. The parameters are those of `measure_shapes`.
+    """
+    engine = FastRNN(threads)
+    progress = report.Progress(len(shapes))
+    try:
+        for done, shape in enumerate(shapes):
+            progress.show(done, f"lengths of {shape.cell.upper()} {shape.label}")
+            problem = Problem.create(shape)
+            lengths = np.random.default_rng(0).integers(1, shape.T, shape.B, endpoint=True)
+            candidates = [
+                dataclasses.replace(engine.training_step(problem, lengths), name="ragged"),
+                dataclasses.replace(engine.training_step(problem), name="padded"),
+            ]
+            measured = measure(candidates, {}, seconds, repeats)
+            valid = float(lengths.mean()) / shape.T
+            run.lengths.append(Lengths(shape, valid, **measured.seconds))
+    finally:
+        progress.clear()
 
 
 def _check_agreement(shape: Shape, candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -121,7 +162,7 @@ def _check_agreement(shape: Shape, candidates: Sequence[Candidate]) -> dict[str,
         # Written so that NaN counts as different.
         if not error <= TOLERANCE[shape.dtype]:
             raise DisagreementError(
-                f"{shape.cell.upper()} {shape.label}: outputs of {name} and fastrnn differ by "
+                f"{shape.cell.upper()} {shape.label}: results of {name} and fastrnn differ by "
                 f"{error:.1e} (scaled), more than {TOLERANCE[shape.dtype]:.0e}"
             )
     return errors

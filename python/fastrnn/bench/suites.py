@@ -6,9 +6,13 @@ Letters: T steps, B batch, I inputs, H hidden units, G gates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+_SLOTS = {"lstm": 4, "gru": 4, "rnn": 1}  # kept of each unit: gates, and W_hn·h + b_hn for the GRU
+# A training step has three products for each one of the forward pass: that product, the gradient of
+# its input or state, and the gradient of its weights.
+_TRAINING = 3
 DTYPES = {"float32": 4, "float64": 8}
 """Names of the element types, and their bytes."""
 
@@ -18,7 +22,8 @@ class Shape:
     """One problem: a cell and its sizes.
 
     ``cell`` is a key of `GATES`; ``rnn`` uses tanh, ``gru`` resets after the matrix product, as in
-    torch.nn.
+    torch.nn. With ``train`` it is a training step: forward and backward, with the gradients of the
+    input and of all parameters.
     """
 
     cell: str
@@ -29,11 +34,15 @@ class Shape:
     layers: int = 1
     bidirectional: bool = False
     dtype: str = "float32"
+    train: bool = False
 
     @property
     def step(self) -> bool:
-        """Whether ``layer.step`` is measured; both directions need the whole sequence."""
-        return self.T == 1 and not self.bidirectional
+        """Whether ``layer.step`` is measured.
+
+        Both directions need the whole sequence; training one step is training a sequence of one.
+        """
+        return self.T == 1 and not self.bidirectional and not self.train
 
     @property
     def directions(self) -> int:
@@ -57,6 +66,8 @@ class Shape:
     @property
     def regime(self) -> str:
         """What bounds the time: the call itself, reading the weights, or the arithmetic."""
+        if self.train:
+            return "B>1 training" if self.B > 1 else "B=1 training"
         if self.B > 1:
             return "B>1"
         return "B=1 step" if self.step else "B=1 sequence"
@@ -73,14 +84,23 @@ class Shape:
         return self.layers * self.directions * GATES[self.cell] * self.H * self.H
 
     @property
-    def flops(self) -> int:
-        """Operations of the matrix products; gates and activations are left out, as is usual."""
+    def forward_flops(self) -> int:
+        """Operations of the forward pass's matrix products, without gates and activations."""
         return 2 * self.T * self.B * (self.input_weights + self.recurrent_weights)
 
     @property
+    def flops(self) -> int:
+        """Operations of the matrix products; gates and activations are left out, as is usual."""
+        return self.forward_flops * (_TRAINING if self.train else 1)
+
+    @property
     def bytes_read(self) -> int:
-        """Weights that a call must read at least: W_ih once, W_hh in every step."""
-        return DTYPES[self.dtype] * (self.input_weights + self.T * self.recurrent_weights)
+        """Weights that a call must read at least: W_ih once, W_hh in every step.
+
+        A training step reads both once more, backward. The gradients that it writes are left out.
+        """
+        forward = self.input_weights + self.T * self.recurrent_weights
+        return DTYPES[self.dtype] * forward * (2 if self.train else 1)
 
     @property
     def bytes_reused(self) -> int:
@@ -94,10 +114,33 @@ class Shape:
 
     @property
     def bytes_held(self) -> int:
-        """Rough memory for one engine: weights with a packed copy, and gates for the sequence."""
+        """Rough memory for one engine: weights with a packed copy, and gates for the sequence.
+
+        For a training step: weights, input and the output's gradient, and `bytes_needed`.
+        """
         weights = self.input_weights + self.recurrent_weights
-        sequence = self.T * self.B * (self.I + (GATES[self.cell] + 1) * self.directions * self.H)
+        rows, width = self.T * self.B, self.directions * self.H
+        if self.train:
+            given = weights + rows * (self.I + width)
+            return DTYPES[self.dtype] * given + self.bytes_needed
+        sequence = rows * (self.I + (GATES[self.cell] + 1) * width)
         return DTYPES[self.dtype] * (2 * weights + sequence)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What a training step must hold, besides layer, input and the output's gradient.
+
+        These are the gates (of a GRU also the recurrent part of n), cell states and outputs of
+        every step, layer and direction; and the gradients of the parameters, of the input, and of
+        the outputs of all layers but the last.
+        """
+        units = self.T * self.B * self.layers * self.directions * self.H
+        cell_states = units if self.cell == "lstm" else 0
+        kept = _SLOTS[self.cell] * units + cell_states + units
+        biases = 2 * self.layers * self.directions * GATES[self.cell] * self.H
+        parameters = self.input_weights + self.recurrent_weights + biases
+        inner = units // self.layers * (self.layers - 1)
+        return DTYPES[self.dtype] * (kept + parameters + self.T * self.B * self.I + inner)
 
 
 def _square(cell: str, B: int, T: int, H: int) -> Shape:
@@ -115,18 +158,31 @@ def _quick() -> Iterator[Shape]:
     yield _square("rnn", B=32, T=50, H=256)
 
 
-def _rnn() -> Iterator[Shape]:
+def _sequences(cell: str) -> Iterator[Shape]:
     sizes = (64, 128, 256, 512, 1024)
+    for H in sizes:
+        yield _square(cell, B=1, T=100, H=H)
+    for B in (8, 32, 64, 128):
+        for H in sizes:
+            # The largest product is cut short: each of its calls takes most of a second.
+            T = 20 if B * H == 128 * 1024 else 100 if H <= 256 else 50
+            yield _square(cell, B=B, T=T, H=H)
+
+
+def _rnn() -> Iterator[Shape]:
     for cell in GATES:
         for H in (32, 64, 128):
             yield _square(cell, B=1, T=1, H=H)
-        for H in sizes:
-            yield _square(cell, B=1, T=100, H=H)
-        for B in (8, 32, 64, 128):
-            for H in sizes:
-                # The largest product is cut short: each of its calls takes most of a second.
-                T = 20 if B * H == 128 * 1024 else 100 if H <= 256 else 50
-                yield _square(cell, B=B, T=T, H=H)
+        yield from _sequences(cell)
+
+
+def _train() -> Iterator[Shape]:
+    for cell in GATES:
+        shapes = [*_sequences(cell)]
+        if cell == "lstm":
+            shapes.append(_square("lstm", B=32, T=50, H=768))
+        for shape in shapes:
+            yield replace(shape, train=True)
 
 
 def _latency() -> Iterator[Shape]:
@@ -160,6 +216,10 @@ def _deepbench() -> Iterator[Shape]:
 SUITES = {
     "quick": tuple(_quick()),
     "rnn": tuple(_rnn()),
+    "train": tuple(_train()),
     "deepbench": tuple(_deepbench()),
     "latency": tuple(_latency()),
 }
+
+LENGTHS = {*((cell, 32, 100, 256) for cell in GATES), ("lstm", 128, 50, 512)}
+"""Cell, B, T and H of the shapes for which "train" also measures what shorter rows save."""
