@@ -56,8 +56,10 @@ std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes) {
   return rooms;
 }
 
-void RowOrder::sort(const std::int64_t* row_lengths, std::int64_t steps, std::int64_t batch) {
+bool RowOrder::sort(const std::int64_t* row_lengths, std::int64_t steps, std::int64_t batch) {
   const auto rows = static_cast<std::size_t>(batch);
+  if (!row_lengths && steps == equal_steps && rows == ids.size()) return false;
+  equal_steps = row_lengths ? -1 : steps;
   ids.resize(rows);
   std::iota(ids.begin(), ids.end(), std::int64_t{0});
   lengths.assign(rows, steps);
@@ -73,10 +75,11 @@ void RowOrder::sort(const std::int64_t* row_lengths, std::int64_t steps, std::in
     while (lengths[active - 1] <= s) --active;
     offset[s + 1] = offset[s] + active;
   }
+  return true;
 }
 
-void CpuWorkspace::set_partition(const Partition& p) {
-  if (p == partition && barrier) return;
+bool CpuWorkspace::set_partition(const Partition& p) {
+  if (p == partition && barrier) return false;
   partition = p;
   slice_barriers.clear();
   group_barriers.clear();
@@ -87,6 +90,7 @@ void CpuWorkspace::set_partition(const Partition& p) {
     group_barriers.push_back(std::make_unique<Barrier>(p.slices * p.directions));
   }
   barrier = std::make_unique<Barrier>(p.threads());
+  return true;
 }
 
 void CpuWorkspace::deal(const RowOrder& order) {

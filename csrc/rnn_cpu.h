@@ -86,8 +86,10 @@ std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes);
 // and place p lies at offset[s] + p, whatever the partition.
 struct RowOrder {
   std::vector<std::int64_t> ids, lengths, offset;
+  std::int64_t equal_steps = -1;  // of all rows, where no lengths were given
 
-  void sort(const std::int64_t* row_lengths, std::int64_t steps, std::int64_t batch);
+  // Returns whether anything changed.
+  bool sort(const std::int64_t* row_lengths, std::int64_t steps, std::int64_t batch);
   std::int64_t max_steps() const { return static_cast<std::int64_t>(offset.size()) - 1; }
   std::int64_t total_rows() const { return offset.back(); }
 };
@@ -101,7 +103,8 @@ struct CpuWorkspace : Workspace {
   std::vector<std::unique_ptr<Barrier>> group_barriers;  // [row group]
   std::unique_ptr<Barrier> barrier;                      // of all
 
-  void set_partition(const Partition& p);
+  // Returns whether it is another one.
+  bool set_partition(const Partition& p);
   void deal(const RowOrder& order);
 };
 

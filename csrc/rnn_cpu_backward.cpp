@@ -463,6 +463,7 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   if (team.size() < partition.threads()) partition = driver.model.choose(steps, tape.batch, team.size());
   workspace.set_partition(partition);
   workspace.deal(tape.order);
+  workspace.order.equal_steps = -1;
 
   BackwardBuffers<T> buffers{};
   Arena counting;

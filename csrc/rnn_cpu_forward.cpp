@@ -179,7 +179,7 @@ class ForwardWorker : Member {
     const std::int64_t index = layer * config_.directions() + d;
     for (std::int64_t b = 0; b < rows_; ++b) {
       T* h = h_row(layer, d, b, 0);
-      std::fill_n(h + state_.first_unit, state_.panels * kernels_.lanes, T(0));
+      if (tape_) std::fill_n(h + state_.first_unit, state_.panels * kernels_.lanes, T(0));
       read_state(forward_.h0, index, ids_[b], state_, h);
       if (config_.has_cell_state()) {
         // Lanes beyond H are computed too: give them a value.
@@ -521,7 +521,7 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
   if (team.size() < partition.threads()) {
     partition = driver.model.choose(call.steps, call.batch, team.size());
   }
-  workspace.set_partition(partition);
+  bool deal = workspace.set_partition(partition);
 
   auto* const tape = static_cast<CpuTape<T>*>(call.tape);
   CpuWeights<T> packed;
@@ -530,10 +530,12 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
     Arena arena(call.scratch);
     lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
     weights = &packed;
+    workspace.deal(tape->order);
+    workspace.order.equal_steps = -1;
   } else {
-    workspace.order.sort(call.lengths, call.steps, call.batch);
+    deal = workspace.order.sort(call.lengths, call.steps, call.batch) || deal;
+    if (deal) workspace.deal(workspace.order);
   }
-  workspace.deal(tape ? tape->order : workspace.order);
 
   Buffers<T> buffers{};
   Arena counting;
