@@ -283,22 +283,27 @@ void backward(const BackwardArguments<T>& b) {
   for (; done < all; ++done) backward_vectors<1, T, Cell>(b, row, panel);
 }
 
-// Each lane adds up values times odd factors, which differ from one value to the next.
+// Each lane adds up its values, mixed with their place. The mixing can be undone, so that any single change
+// shows, and it is not linear, so that changes of sign or scale do not cancel out.
 template <class T>
 std::uint64_t checksum(const T* x, std::int64_t n) {
   using V = Vec<T>;
   using Unsigned = typename Register<T>::RawUnsigned;
   constexpr int chains = 4;
-  Unsigned sum[chains] = {}, factor[chains];
+  constexpr int shift = sizeof(T) == 4 ? 15 : 31;
+  Unsigned sum[chains] = {}, place[chains];
 #pragma GCC unroll 4
-  for (int i = 0; i < chains; ++i) factor[i] = Unsigned{} + (2u * static_cast<unsigned>(i) + 1u);
+  for (int i = 0; i < chains; ++i) place[i] = Unsigned{} + (2u * static_cast<unsigned>(i) + 1u);
   for (std::int64_t i = 0; i < n; i += chains * V::lanes) {
 #pragma GCC unroll 4
     for (int j = 0; j < chains; ++j) {
       const std::int64_t left = n - i - j * V::lanes;
       if (left <= 0) break;
-      sum[j] += reinterpret_cast<Unsigned>(V::load_up_to(x + i + j * V::lanes, left).raw) * factor[j];
-      factor[j] += 2u * chains;
+      auto bits = reinterpret_cast<Unsigned>(V::load_up_to(x + i + j * V::lanes, left).raw);
+      bits = (bits ^ place[j]) * 0x9E3779B1u;
+      bits ^= bits >> shift;
+      sum[j] += bits * place[j];
+      place[j] += 2u * chains;
     }
   }
   std::uint64_t total = 0;

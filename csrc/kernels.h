@@ -182,7 +182,7 @@ struct Kernels {
   void (*pack_columns)(const PackColumnsArguments<T>&);
   void (*outer)(const OuterArguments<T>&);
   void (*peephole)(const PeepholeArguments<T>&);
-  // Of the bits of n values; no change of one value leaves it as it is.
+  // Of the bits of n values.
   std::uint64_t (*checksum)(const T* x, std::int64_t n);
   void (*input[5])(const InputArguments<T>&);  // indexed by G
   void (*step[static_cast<int>(StepPhase::count)])(const StepArguments<T>&);

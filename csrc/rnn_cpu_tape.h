@@ -12,7 +12,7 @@ namespace fastrnn {
 
 // One thread's share of a checksum over an array or all parameters, to be added to those of the others. The
 // tape refers to x and backward to the parameters where they lie: what changed since forward must not pass
-// unseen. Any single change shows, and all others but for one in 2^32.
+// unseen. Any change of a single value shows, and others but for one in 2^32.
 template <class T>
 std::uint64_t checksum_of(const Kernels<T>& kernels, const T* values, std::int64_t count, int threads,
                           int thread);

@@ -6,12 +6,13 @@ Run as a script it is the compact check of whatever instruction set `FASTRNN_ISA
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import fastrnn
 import numpy as np
 import reference
-from fastrnn import functional
+from fastrnn import Gradients, functional
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -29,6 +30,11 @@ LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
 CELLS: tuple[str, ...] = tuple(functional.CELLS)
 MERGES: tuple[str, ...] = tuple(functional.MERGES)
 LSTM_CELLS = tuple(cell for cell in CELLS if cell.startswith("lstm"))
+# Every cell plain, and the LSTM cells once more with a projection.
+FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((cell, {}) for cell in CELLS),
+    *((cell, {"proj_size": 11}) for cell in LSTM_CELLS),
+)
 
 
 def make_layer(
@@ -63,9 +69,34 @@ def draw_state(
     return (h, c) if cell in LSTM_CELLS else h
 
 
+def draw_resets(rng: np.random.Generator, *shape: int) -> NDArray[np.bool_]:
+    """About one reset in four steps, and one at t=0 of the first row."""
+    resets = rng.random(shape) < 0.25
+    resets[(0,) * len(shape)] = True
+    return resets
+
+
+def output_width(
+    hidden_size: int,
+    *,
+    proj_size: int = 0,
+    bidirectional: bool = False,
+    merge: str = "concat",
+    **_: Any,
+) -> int:
+    """Features of a layer's output. Takes its options, ignores most."""
+    return (proj_size or hidden_size) * (2 if bidirectional and merge == "concat" else 1)
+
+
 def arrays(state: Any) -> tuple[Array, ...]:
     """The arrays of a state: (h, c) as it is, h as (h,)."""
     return state if isinstance(state, tuple) else (state,)
+
+
+def map_state(function: Callable[[Array], Any], state: Any) -> Any:
+    """The same for each array of a state."""
+    parts = tuple(function(part) for part in arrays(state))
+    return parts if isinstance(state, tuple) else parts[0]
 
 
 def tolerance(
@@ -85,9 +116,30 @@ def tolerance(
     K is what one gate sums over, inputs and recurrent units, added up over the layers.
     """
     recurrent = proj_size or hidden_size
-    width = recurrent * (2 if bidirectional and merge == "concat" else 1)
+    width = output_width(hidden_size, proj_size=proj_size, bidirectional=bidirectional, merge=merge)
     K = input_size + recurrent + (num_layers - 1) * (width + recurrent)
     return 4 * math.ceil(math.log2(K * max(T, 1))) * float(np.finfo(dtype).eps)
+
+
+def gradient_tolerance(T: int, B: int | None, *sizes: int, **options: Any) -> float:
+    """8*ceil(log2(K*T*B))*eps, for errors scaled by max(1, the largest of the reference).
+
+    Arguments and K as in `tolerance`, twice of which it is: an error passes forward and back. T*B
+    is there because gradients of weights sum over the rows too. The worst case of the tests has a
+    quarter of it.
+    """
+    return 2 * tolerance(T * (1 if B is None else B), *sizes, **options)
+
+
+def assert_gradient_close(name: str, actual: Array, expected: Array, bound: float) -> None:
+    """Hold ``|actual - expected| / max(1, max|expected|)`` under `bound`, and zeros to be zero."""
+    assert actual.shape == expected.shape, name
+    assert not actual[expected == 0].any(), f"{name}: not zero where no path leads to the loss"
+    scale = max(1, np.abs(expected).max(initial=0))
+    error = float(np.abs(actual - expected).max(initial=0) / scale)
+    assert error <= bound, (
+        f"{name}: error {error:.3g} is {error / bound:.3g} times the bound {bound:.3g}"
+    )
 
 
 def assert_close(actual: Array, expected: Array, bound: float) -> None:
@@ -114,6 +166,13 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
         assert different.size == 0, f"{different.size} of {a.nbytes} bytes differ"
 
 
+def for_oracle(x: Array, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a layer's options that the oracle takes, and one precision wider than `x`."""
+    known = ("num_layers", "bidirectional", "merge", "residual", "batch_first", "masks")
+    precision = np.float64 if x.dtype == np.float32 else np.longdouble
+    return {name: options[name] for name in known if name in options} | {"precision": precision}
+
+
 def oracle(
     cell: str,
     layer: Any,
@@ -121,22 +180,39 @@ def oracle(
     state: Any = None,
     lengths: Any = None,
     resets: Array | None = None,
-    *,
-    masks: Any = None,
     **options: Any,
 ) -> tuple[Array, Any]:
     """`reference.forward` on a layer's parameters, one precision wider than the layer."""
-    known = ("num_layers", "bidirectional", "merge", "residual", "batch_first")
     return reference.forward(
-        cell,
-        layer.parameters,
-        x,
-        state,
-        lengths,
-        resets,
-        masks=masks,
-        precision=np.float64 if x.dtype == np.float32 else np.longdouble,
-        **{name: value for name, value in options.items() if name in known},
+        cell, layer.parameters, x, state, lengths, resets, **for_oracle(x, options)
+    )
+
+
+def oracle_backward(
+    cell: str,
+    layer: Any,
+    x: Array,
+    state: Any = None,
+    lengths: Any = None,
+    resets: Array | None = None,
+    *,
+    grad_output: Any = None,
+    grad_state: Any = None,
+    **options: Any,
+) -> Gradients:
+    """`reference.backward` likewise."""
+    return Gradients(
+        *reference.backward(
+            cell,
+            layer.parameters,
+            x,
+            state,
+            lengths,
+            resets,
+            grad_output=grad_output,
+            grad_state=grad_state,
+            **for_oracle(x, options),
+        )
     )
 
 
@@ -180,11 +256,165 @@ def check(
         assert_close(actual, expected, bound)
 
 
-def draw_resets(rng: np.random.Generator, *shape: int) -> NDArray[np.bool_]:
-    """About one reset in four steps, and one at t=0 of the first row."""
-    resets = rng.random(shape) < 0.25
-    resets[(0,) * len(shape)] = True
-    return resets
+def name_gradients(gradients: Gradients) -> dict[str, Array]:
+    """All arrays of what `backward` returns; without the input's where it was not asked for."""
+    named = dict(zip(("h", "c"), arrays(gradients.state), strict=False)) | gradients.parameters
+    return named if gradients.input is None else {"x": gradients.input} | named
+
+
+def draw_masks(layer: Any, T: int, B: int) -> list[Array]:
+    """The dropout masks of a layer's next call in training mode, (T, B, width) each.
+
+    A mask depends on the seed, its layer, the step, row and unit, and on nothing else: networks
+    of relu layers show them, whose outputs are 1 up to the mask and what it left of that after it.
+    """
+    width = output_width(**vars(layer))
+    masks = []
+    for number in range(layer.num_layers - 1):
+        probe = fastrnn.RNN(1, width, number + 2, "relu", dropout=layer.dropout, dtype=layer.dtype)
+        parameters = {name: np.zeros_like(value) for name, value in probe.parameters.items()}
+        parameters[f"bias_ih_l{number}"][:] = 1
+        parameters[f"weight_ih_l{number + 1}"][:] = np.eye(width)
+        probe.load_state_dict(parameters)
+        probe._mask_seed = layer._mask_seed
+        masks.append(probe(np.zeros((T, B, 1), layer.dtype))[0])
+    return masks
+
+
+def check_backward(
+    cell: str,
+    rng: np.random.Generator,
+    *,
+    T: int,
+    B: int | None,
+    input_size: int,
+    hidden_size: int,
+    initial_state: bool = True,
+    lengths: Any = None,
+    resets: Array | None = None,
+    given: Collection[str] = ("output", "h", "c"),
+    **options: Any,
+) -> None:
+    """Compare a new layer's gradients with the oracle's on random input, and `forward` with a call.
+
+    `B` and `resets` as in `check`; `given` is what the loss depends on, the rest gets None.
+    """
+    dtype = options.get("dtype", np.float32)
+    layer = make_layer(cell, input_size, hidden_size, rng, **options)
+    x = rng.standard_normal((T, input_size) if B is None else (T, B, input_size)).astype(dtype)
+    if options.get("batch_first") and B is not None:
+        x = np.ascontiguousarray(x.swapaxes(0, 1))
+        resets = None if resets is None else np.ascontiguousarray(resets.T)
+    state_options = {"B": B, "hidden_size": hidden_size, **options}
+    state = draw_state(cell, rng, **state_options) if initial_state else None
+    masks, mask_seed = None, layer._mask_seed
+    if options.get("dropout"):
+        masks = draw_masks(layer, T, 1 if B is None else B)
+
+    expected_output, expected_final = layer(x, state, lengths, resets)
+    layer._mask_seed = mask_seed
+    output, final, tape = layer.forward(x, state, lengths, resets)
+    assert_same_bits(output, expected_output)
+    assert_same_bits(final, expected_final)
+
+    grad_output = rng.standard_normal(output.shape).astype(dtype) if "output" in given else None
+    parts = dict(zip(("h", "c"), arrays(draw_state(cell, rng, **state_options)), strict=False))
+    grad_parts = tuple(part if name in given else None for name, part in parts.items())
+    grad_state = None
+    if any(part is not None for part in grad_parts):
+        grad_state = grad_parts if cell in LSTM_CELLS else grad_parts[0]
+    gradients = layer.backward(tape, grad_output, grad_state)
+
+    known = tuple(part if name in given else np.zeros_like(part) for name, part in parts.items())
+    expected = name_gradients(
+        oracle_backward(
+            cell,
+            layer,
+            x,
+            state,
+            lengths,
+            resets,
+            grad_output=grad_output,
+            grad_state=known if cell in LSTM_CELLS else known[0],
+            **options,
+            masks=masks,
+        )
+    )
+    bound = gradient_tolerance(T, B, input_size, hidden_size, **options)
+    assert list(gradients.parameters) == list(layer.parameters)
+    actual = name_gradients(gradients)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        assert gradient.dtype == dtype, name
+        assert gradient.flags.c_contiguous, name
+        assert gradient.flags.writeable, name
+        assert_gradient_close(name, gradient, expected[name], bound)
+
+
+class Case(NamedTuple):
+    """A layer, what its `forward` takes, and what its `backward` takes."""
+
+    layer: Any
+    inputs: dict[str, Any]
+    grads: dict[str, Any]
+
+    def forward(self) -> Any:
+        """The tape of a call."""
+        return self.layer.forward(**self.inputs)[2]
+
+    def backward(self, tape: Any, **options: Any) -> dict[str, Array]:
+        return name_gradients(self.layer.backward(tape, **self.grads, **options))
+
+    def gradients(self, **options: Any) -> dict[str, Array]:
+        return self.backward(self.forward(), **options)
+
+    def given(self) -> list[Array]:
+        """All arrays that go in."""
+        loose = [self.inputs["x"], *arrays(self.inputs["state"]), self.grads["grad_output"]]
+        loose += [self.inputs[name] for name in ("lengths", "resets") if name in self.inputs]
+        return [*loose, *arrays(self.grads["grad_state"]), *self.layer.parameters.values()]
+
+
+def draw_inputs(
+    layer: Any, cell: str, rng: np.random.Generator, T: int, B: int, *, ragged: bool, **options: Any
+) -> Case:
+    """Random arguments for a layer of these options; `ragged` means lengths and resets."""
+    dtype = layer.dtype
+    lead = (B, T) if layer.batch_first else (T, B)
+    inputs: dict[str, Any] = {"x": rng.standard_normal((*lead, layer.input_size)).astype(dtype)}
+    sizes = {"B": B, "hidden_size": layer.hidden_size, **options}
+    inputs["state"] = draw_state(cell, rng, **sizes)
+    if ragged:
+        inputs["lengths"] = rng.integers(0, T + 1, B)
+        inputs["resets"] = draw_resets(rng, *lead)
+    width = output_width(layer.hidden_size, **options)
+    grads = {
+        "grad_output": rng.standard_normal((*lead, width)).astype(dtype),
+        "grad_state": draw_state(cell, rng, **sizes),
+    }
+    return Case(layer, inputs, grads)
+
+
+def draw_case(
+    cell: str,
+    rng: np.random.Generator,
+    *,
+    T: int,
+    B: int,
+    input_size: int,
+    hidden_size: int,
+    ragged: bool = False,
+    **options: Any,
+) -> Case:
+    """A new layer and random arguments for it."""
+    layer = make_layer(cell, input_size, hidden_size, rng, **options)
+    return draw_inputs(layer, cell, rng, T, B, ragged=ragged, **options)
+
+
+def assert_same_gradients(actual: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert list(actual) == list(expected)
+    for name, gradient in actual.items():
+        assert_same_bits(gradient, expected[name])
 
 
 def main() -> None:
@@ -193,27 +423,45 @@ def main() -> None:
     for cell in CELLS:
         for hidden_size in (1, 7, 15, 16, 17, 33, 64):
             check(cell, rng, T=5, B=7, input_size=hidden_size + 2, hidden_size=hidden_size)
+            check_backward(cell, rng, T=2, B=7, input_size=hidden_size + 2, hidden_size=hidden_size)
         for B in range(1, 18):
             check(cell, rng, T=3, B=B, input_size=9, hidden_size=20, bidirectional=True)
+            check_backward(cell, rng, T=2, B=B, input_size=9, hidden_size=20)
+        # More rows than a sum of weight gradients covers at once.
+        check_backward(cell, rng, T=99, B=1, input_size=3, hidden_size=5)
         for threads in (1, 2, 3):
             fastrnn.set_num_threads(threads)
-            check(
-                cell,
-                rng,
-                T=6,
-                B=5,
-                input_size=3,
-                hidden_size=70,
-                num_layers=2,
-                bidirectional=True,
-                merge="sum",
-                residual=True,
-                lengths=np.array([6, 0, 3, 1, 5]),
-                resets=draw_resets(rng, 6, 5),
-            )
-        check(cell, rng, T=8, B=4, input_size=11, hidden_size=19, dtype=np.float64)
+            for checked in (check, check_backward):
+                checked(
+                    cell,
+                    rng,
+                    T=6,
+                    B=5,
+                    input_size=3,
+                    hidden_size=70,
+                    num_layers=2,
+                    bidirectional=True,
+                    merge="sum",
+                    residual=True,
+                    lengths=np.array([6, 0, 3, 1, 5]),
+                    resets=draw_resets(rng, 6, 5),
+                )
+        for checked in (check, check_backward):
+            checked(cell, rng, T=8, B=4, input_size=11, hidden_size=19, dtype=np.float64)
     for cell in LSTM_CELLS:
-        check(cell, rng, T=6, B=5, input_size=3, hidden_size=21, proj_size=5, num_layers=2)
+        for checked in (check, check_backward):
+            for dtype in (np.float32, np.float64):
+                checked(
+                    cell,
+                    rng,
+                    T=6,
+                    B=5,
+                    input_size=3,
+                    hidden_size=21,
+                    proj_size=5,
+                    num_layers=2,
+                    dtype=dtype,
+                )
     print(functional.config()["isa"])
 
 
