@@ -205,6 +205,7 @@ class KeptCall {
   virtual ~KeptCall() = default;
   virtual std::size_t bytes() const = 0;
   bool consumed = false;
+  bool busy = false;  // another thread's backward is at work on it
 };
 
 template <class T>
@@ -352,6 +353,7 @@ class TypedEngine final : public Engine {
     if (kept->consumed) {
       throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
     }
+    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
     const Layout& layout = kept->layout;
     Backward<T> call;
     call.retain = retain;
@@ -380,17 +382,17 @@ class TypedEngine final : public Engine {
     for (const std::int64_t room : rooms_) pointers.push_back(arena.take<T>(room));
     call.gradients = pointers.data();
 
-    // Marked before the lock is left: another thread must not start on the same tape.
-    kept->consumed = true;
     std::unique_ptr<Workspace> workspace = take(idle_);
     if (!workspace) workspace = network_->make_workspace();
+    kept->busy = true;
     try {
       py::gil_scoped_release unlocked;
       network_->backward(*kept->tape, *workspace, call);
     } catch (...) {
-      kept->consumed = false;
+      kept->busy = false;
       throw;
     }
+    kept->busy = false;
     idle_.push_back(std::move(workspace));
     kept->consumed = !retain;
     if (kept->consumed) {

@@ -293,3 +293,22 @@ def test_python_threads_share_one_tape(rng: Rng) -> None:
             results = sorted(pool.map(consume, range(2)), key=lambda result: type(result).__name__)
         assert_same_gradients(results[0], expected)
         assert results[1].startswith("tape: expected one that is open")
+
+
+def test_a_tape_in_use_is_refused(rng: Rng) -> None:
+    """Calls that overlap on one tape: each gives the right bits or says why it does not."""
+    case = draw_case("gru", rng, T=40, B=8, input_size=64, hidden_size=128)
+    expected = case.gradients()
+    tape = case.forward()
+
+    def attempt(_: int) -> bool:
+        try:
+            assert_same_gradients(case.backward(tape, retain=True), expected)
+        except ValueError as error:
+            assert "tape: expected one that no other thread uses" in str(error)  # noqa: PT017
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert any(pool.map(attempt, range(16)))
+    assert_same_gradients(case.backward(tape), expected)

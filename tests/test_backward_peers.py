@@ -56,6 +56,7 @@ class Problem:
         self, cell: str, rng: Rng, *, B: int | None = B, dtype: str = "float32", **options: Any
     ) -> None:
         name, torch_options = TORCH[cell]
+        torch.manual_seed(int(rng.integers(2**31)))  # relu has kinks: the same numbers every time
         self.module = getattr(torch.nn, name)(
             INPUTS, H, dtype=getattr(torch, dtype), **torch_options, **options
         )
@@ -67,7 +68,9 @@ class Problem:
         self.x, self.torch_x = x, leaf(x)
         self.state = draw_state(cell, rng, B=B, hidden_size=H, dtype=dtype, **options)
         self.torch_state = tuple(leaf(part) for part in arrays(self.state))
-        self.bound = 2 * gradient_tolerance(T, B, INPUTS, H, dtype, **options)  # torch errs too
+        self.bound = 2 * gradient_tolerance(
+            T, B, INPUTS, H, dtype=dtype, **options
+        )  # torch errs too
 
     def assert_gradients(
         self,

@@ -38,7 +38,9 @@ def test_parity(isa: str) -> None:
     assert result.stdout.strip() == isa
 
 
-@pytest.mark.parametrize("module", ["test_activations.py", "test_invariance.py"])
+@pytest.mark.parametrize(
+    "module", ["test_activations.py", "test_invariance.py", "test_backward_invariance.py"]
+)
 def test_module(module: str) -> None:
     """What holds a target's own code rather than the driver's, on the targets not in use here."""
     for isa in set(ISAS) - {functional.config()["isa"]}:
