@@ -292,7 +292,7 @@ def test_python_threads_share_one_tape(rng: Rng) -> None:
         with ThreadPoolExecutor(2) as pool:
             results = sorted(pool.map(consume, range(2)), key=lambda result: type(result).__name__)
         assert_same_gradients(results[0], expected)
-        assert results[1].startswith("tape: expected one that is open")
+        assert results[1].startswith("tape: expected one that ")
 
 
 def test_a_tape_in_use_is_refused(rng: Rng) -> None:
