@@ -446,7 +446,7 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
     buffers.sums_projected = arena.take<T>(padded_state);
   }
   const std::int64_t group_rows = (tape.batch + partition.row_groups - 1) / partition.row_groups;
-  buffers.rows_per_thread = std::max({group_rows, buffers.chunk, gathered_rows(rows)});
+  buffers.rows_per_thread = std::max({group_rows, buffers.chunk, std::min<std::int64_t>(rows, 64)});
   buffers.rows = arena.take<const T*>(threads * 5 * buffers.rows_per_thread);
   buffers.out_rows = arena.take<T*>(threads * 2 * buffers.rows_per_thread);
 }

@@ -37,11 +37,6 @@ struct BackwardCall {
   const BackwardBuffers<T>& buffers;
 };
 
-// Rows whose addresses the gradient of the input gathers at a time.
-inline std::int64_t gathered_rows(std::int64_t rows) {
-  return std::clamp(rows / 4, std::min<std::int64_t>(rows, 16), std::int64_t{256});
-}
-
 // Vectors of units that the gradients of the weights pack at a time.
 constexpr std::int64_t unit_vectors = 4;
 

@@ -78,7 +78,7 @@ class GradientWorker : BackwardMember<T> {
       Place at = tape_.place_of(rows.first);
       while (at.n < end) {
         product.a = slots(layer, d) + at.n * tape_.slots_stride;
-        product.rows = std::min(gathered_rows(tape_.rows()), end - at.n);
+        product.rows = std::min(buffers_.rows_per_thread, end - at.n);
         for (std::int64_t i = 0; i < product.rows; ++i, tape_.advance(at)) {
           out_rows_[i] = out.base + tape_.time_of(at, d) * out.step + tape_.order.ids[at.place] * out.row +
                          own.first_unit;
