@@ -159,3 +159,9 @@ def test_bidirectional_layers_are_refused() -> None:
     layer = fastrnn.GRU(3, 5, bidirectional=True)
     with pytest.raises(ValueError, match="layer: expected one direction"):
         next(fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2))
+
+
+@pytest.mark.parametrize("layer", [None, fastrnn.GRU, np.zeros(3)], ids=["None", "class", "array"])
+def test_what_is_no_layer_is_refused(layer: Any) -> None:
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU of this package, got"):
+        next(fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2))

@@ -6,7 +6,7 @@ run fused C++ kernels on NumPy arrays.
 
 from fastrnn.functional import Tape, __version__, get_num_threads, set_num_threads, show_config
 from fastrnn.recurrent import GRU, LSTM, RNN, Gradients
-from fastrnn.truncation import tbptt
+from fastrnn.truncation import Window, tbptt
 
 __all__ = [
     "GRU",
@@ -14,6 +14,7 @@ __all__ = [
     "RNN",
     "Gradients",
     "Tape",
+    "Window",
     "__version__",
     "get_num_threads",
     "set_num_threads",

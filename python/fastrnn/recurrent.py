@@ -265,13 +265,14 @@ class Recurrent(Generic[State]):
         Parameters
         ----------
         x, state, lengths, resets
-            As in a call of the layer. `x` must not change until `backward`, which would refuse to
-            work: the tape refers to it, unless it is no contiguous array.
+            As in a call of the layer. The tape refers to a contiguous `x` and copies any other:
+            leave it unchanged until `backward`, which raises where it is not.
 
         Returns
         -------
         output : ndarray
-            Output of the last layer at every step, read-only because the tape refers to it.
+            Output of the last layer at every step, read-only because the tape refers to it: copy
+            it to change it.
         state : ndarray, or a pair of them (h, c) for `LSTM`
             Final state, to continue from.
         tape : Tape
@@ -313,11 +314,11 @@ class Recurrent(Generic[State]):
         tape : Tape
             Of this layer's `forward`. It is consumed, unless `retain` is true.
         grad_output : array, optional
-            Gradient dL/d(output) of a loss L, shaped as the output; zero by default. That of
-            padded steps is ignored.
+            Gradient dL/d(output) of a loss L, of the output's shape and dtype; zero by default.
+            That of padded steps is ignored.
         grad_state : array, or a pair of them (h, c) for `LSTM`, optional
-            Gradient of the final state, shaped as it; zero by default. Either of a pair can be
-            None.
+            Gradient of the final state, of its shape and dtype; zero by default. Either of a pair
+            can be None.
         retain : bool, default False
             Whether the tape can be used for another call, which gives the same bits; this one then
             works on a copy of its gates.
@@ -329,7 +330,7 @@ class Recurrent(Generic[State]):
         -------
         Gradients
             dL/d(input), dL/d(initial state) and dL/d(parameters), as `input`, `state` and
-            `parameters`.
+            `parameters`: new arrays in every call. Sum them yourself over several tapes.
 
         Raises
         ------

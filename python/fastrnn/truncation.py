@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import functional
+from fastrnn.recurrent import Recurrent
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from fastrnn.functional import FloatArray, SupportsArray
-    from fastrnn.recurrent import Recurrent
 
 __all__ = ["Window", "tbptt"]
 
@@ -96,6 +96,9 @@ def tbptt(
     slice(40, 80, None) (40, 3, 16)
     slice(80, 100, None) (20, 3, 16)
     """
+    if not isinstance(layer, Recurrent):
+        kind = type(layer).__name__
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU of this package, got {kind}")
     if layer.bidirectional:
         raise ValueError("layer: expected one direction, got a bidirectional layer")
     k = functional.integer("k", k, 1)
