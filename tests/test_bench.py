@@ -343,9 +343,11 @@ def test_bad_arguments(
 def test_missing_package_names_the_extra(
     arguments: list[str],
     package: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
@@ -353,6 +355,7 @@ def test_missing_package_names_the_extra(
     with pytest.raises(SystemExit) as exit_status:
         cli.main(arguments)
     assert exit_status.value.code == 2
+    assert not list(tmp_path.iterdir())
     message = capsys.readouterr().err
     assert package in message
     assert "pip install 'fastrnn[bench]'" in message

@@ -192,6 +192,18 @@ def integer_lengths(lengths: ArrayLike) -> NDArray[np.int64]:
     return values.astype(np.int64, copy=False)
 
 
+def _sequence(
+    x: SupportsArray, state: Any, lengths: ArrayLike | None, resets: ArrayLike | None
+) -> tuple[NDArray[Any], Any, NDArray[np.int64] | None, NDArray[Any] | None]:
+    """View what a whole-sequence call is given as the arrays that the core takes."""
+    return (
+        view("x", x),
+        view_state(state),
+        None if lengths is None else integer_lengths(lengths),
+        None if resets is None else _listed("resets", "bools", resets),
+    )
+
+
 def forward(
     engine: Engine,
     x: SupportsArray,
@@ -232,10 +244,7 @@ def forward(
         Final state.
     """
     return engine.forward(
-        view("x", x),
-        view_state(state),
-        None if lengths is None else integer_lengths(lengths),
-        None if resets is None else _listed("resets", "bools", resets),
+        *_sequence(x, state, lengths, resets),
         batch_first,
         dropout,
         seed,
@@ -266,10 +275,7 @@ def forward_with_tape(
         To be given to `backward`.
     """
     return engine.forward(
-        view("x", x),
-        view_state(state),
-        None if lengths is None else integer_lengths(lengths),
-        None if resets is None else _listed("resets", "bools", resets),
+        *_sequence(x, state, lengths, resets),
         batch_first,
         dropout,
         seed,

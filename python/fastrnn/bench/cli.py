@@ -247,8 +247,11 @@ def _output_path(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    existed = path.exists()
     try:
         path.open("ab").close()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"expected a writable file: {error}") from error
+    if not existed:
+        path.unlink()  # a command that fails later must not leave an empty file
     return path
