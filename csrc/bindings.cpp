@@ -82,7 +82,14 @@ std::string type_name(py::handle object) {
 
 // Anything NumPy can view without a copy, so no lists and no numbers.
 py::array as_array(const char* name, py::handle object) {
-  if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+  static PyTypeObject* const exact = py::detail::npy_api::get().PyArray_Type_;
+  if (Py_TYPE(object.ptr()) == exact) return py::reinterpret_borrow<py::array>(object);
+  if (py::isinstance<py::array>(object)) {
+    if (py::hasattr(object, "mask")) {
+      throw py::type_error(std::string(name) + ": expected an array, got a masked one");
+    }
+    return py::reinterpret_borrow<py::array>(object);
+  }
   std::string message = std::string(name) + ": expected an array, got " + type_name(object);
   if (!py::hasattr(object, "__array__") && !PyObject_CheckBuffer(object.ptr())) throw py::type_error(message);
   PyObject* array = py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr);
@@ -227,6 +234,9 @@ class Engine {
   virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                             bool batch_first, double dropout, std::uint64_t seed, py::handle parameters) = 0;
+  // Raises where a call would.
+  virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
+                     bool batch_first) const = 0;
   virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
                              py::handle grad_state, bool retain, bool input) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
@@ -290,31 +300,16 @@ class TypedEngine final : public Engine {
                     py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed,
                     py::handle parameters_object) override {
     const bool keep = !parameters_object.is_none();
-    py::array x = as_array("x", x_object);
-    const bool batched = x.ndim() != 2;
-    const int time_axis = batched && batch_first ? 1 : 0;
-    if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
-      refuse_sequence("x", x, batched, time_axis);
-    }
-    Forward<T> call;
-    call.steps = x.shape(time_axis);
-    call.batch = batched ? x.shape(1 - time_axis) : 1;
-    const Layout layout{call.steps, call.batch, batched, time_axis};
+    Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
+    const Layout& layout = sequence.layout;
+    Forward<T>& call = sequence.call;
     if (keep) {
       // NumPy may say anything of the stride of an axis of length 1.
-      x = contiguous(std::move(x));
+      sequence.x = contiguous(std::move(sequence.x));
       constexpr std::int64_t size = sizeof(T);
-      call.x = {data_of<const char>(x),
+      call.x = {data_of<const char>(sequence.x),
                 {layout.step(config_.input_size) * size, layout.row(config_.input_size) * size, size}};
-    } else {
-      call.x = {data_of<const char>(x),
-                {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
     }
-    const Held held = read_state(state, batched, call);
-
-    py::array lengths, resets;
-    if (!lengths_object.is_none()) lengths = read_lengths(lengths_object, batched, call);
-    if (!resets_object.is_none()) resets = read_resets(resets_object, batched, time_axis, call);
     call.dropout = dropout;
     call.seed = seed;
 
@@ -323,7 +318,7 @@ class TypedEngine final : public Engine {
     call.y = data_of<T>(y);
     call.y_step = layout.step(width);
     call.y_row = layout.row(width);
-    if (!keep) return finish(std::move(y), batched, call);
+    if (!keep) return finish(std::move(y), layout, call);
 
     std::vector<py::array> held_parameters;
     const std::vector<const T*> parameters =
@@ -332,16 +327,17 @@ class TypedEngine final : public Engine {
     kept->tape = take(idle_tapes_);
     if (!kept->tape) kept->tape = network_->make_tape();
     kept->block = pool_->take(block_bytes());
-    kept->x = x;
+    kept->x = sequence.x;
     kept->y = y;
     kept->layout = layout;
     kept->maker = identity_;
     call.tape = kept->tape.get();
     call.parameters = parameters.data();
     call.scratch = kept->block.data();
-    const py::tuple result = finish(y, batched, call);
-    y.attr("setflags")(false);  // the tape reads h_t there
-    return py::make_tuple(result[0], result[1], std::unique_ptr<KeptCall>(std::move(kept)));
+    const py::tuple result = finish(y, layout, call);
+    // The tape reads h_t there; a view of what is read-only can never be made writable.
+    y.attr("setflags")(false);
+    return py::make_tuple(y.attr("view")(), result[1], std::unique_ptr<KeptCall>(std::move(kept)));
   }
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
@@ -429,7 +425,12 @@ class TypedEngine final : public Engine {
     py::array y = batched ? new_array<T, 2>({call.batch, width}) : new_array<T, 1>({width});
     call.y = data_of<T>(y);
     call.y_row = width;
-    return finish(std::move(y), batched, call);
+    return finish(std::move(y), {1, call.batch, batched, 0}, call);
+  }
+
+  void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
+             bool batch_first) const override {
+    read_sequence(x, state, lengths, resets, batch_first);
   }
 
  private:
@@ -437,6 +438,35 @@ class TypedEngine final : public Engine {
   struct Held {
     py::array h, c;
   };
+
+  // What a call over whole sequences is given.
+  struct Sequence {
+    py::array x, lengths, resets;
+    Held state;
+    Layout layout;
+    Forward<T> call;
+  };
+
+  Sequence read_sequence(py::handle x_object, py::handle state, py::handle lengths, py::handle resets,
+                         bool batch_first) const {
+    Sequence sequence;
+    const py::array x = sequence.x = as_array("x", x_object);
+    const bool batched = x.ndim() != 2;
+    const int time_axis = batched && batch_first ? 1 : 0;
+    if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
+      refuse_sequence("x", x, batched, time_axis);
+    }
+    Forward<T>& call = sequence.call;
+    call.steps = x.shape(time_axis);
+    call.batch = batched ? x.shape(1 - time_axis) : 1;
+    call.x = {data_of<const char>(x),
+              {x.strides(time_axis), batched ? x.strides(1 - time_axis) : 0, x.strides(x.ndim() - 1)}};
+    sequence.layout = {call.steps, call.batch, batched, time_axis};
+    sequence.state = read_state(state, batched, call);
+    if (!lengths.is_none()) sequence.lengths = read_lengths(lengths, batched, call);
+    if (!resets.is_none()) sequence.resets = read_resets(resets, batched, time_axis, call);
+    return sequence;
+  }
 
   // h, and of an LSTM c; else a null handle.
   std::pair<py::handle, py::handle> state_parts(const char* name, const char* h, const char* c,
@@ -589,9 +619,8 @@ class TypedEngine final : public Engine {
   }
 
   // Makes the state arrays, runs the call, and returns (y, state).
-  py::tuple finish(py::array y, bool batched, Forward<T>& call) {
+  py::tuple finish(py::array y, const Layout& layout, Forward<T>& call) {
     if (!weights_ && !call.tape) throw std::runtime_error("pack the parameters first");
-    const Layout layout{call.steps, call.batch, batched, 0};
     py::array hn = state_array(config_.state_size(), layout), cn;
     call.hn = data_of<T>(hn);
     if (config_.has_cell_state()) {
@@ -761,8 +790,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("activation", &activation, "name"_a, "x"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
-  py::class_<KeptCall> tape(m, "Tape",
-                            "What a layer's ``backward`` needs of one ``forward`` call, which made it.");
+  // Copying and unpickling would make one without a call behind it.
+  const auto no_new = py::custom_type_setup([](PyHeapTypeObject* type) {
+    type->ht_type.tp_new = [](PyTypeObject*, PyObject*, PyObject*) -> PyObject* {
+      PyErr_SetString(PyExc_TypeError, "Tape: made by a layer's forward, and by nothing else");
+      return nullptr;
+    };
+  });
+  py::class_<KeptCall> tape(
+      m, "Tape", "What a layer's ``backward`` needs of one ``forward`` call, which made it.", no_new);
   tape.def_property_readonly("nbytes", &KeptCall::bytes,
                              "Memory of its gates, cell states and inner outputs.")
       .def_readonly("consumed", &KeptCall::consumed, "Whether ``backward`` has overwritten it.")
@@ -779,6 +815,7 @@ PYBIND11_MODULE(_core, m) {
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
            "dropout"_a, "seed"_a, "parameters"_a = py::none())
+      .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +161,8 @@ def test_forward_returns_a_read_only_output(T: int, B: int, inputs: int, H: int,
     output, final, tape = layer.forward(x)
     with pytest.raises(ValueError, match="read-only"):
         output[0, 0, 0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        output.setflags(write=True)
     gradients = layer.backward(tape, output, final)
     assert not output.flags.writeable
     for array in (*final, *name_gradients(gradients).values()):
@@ -167,6 +170,35 @@ def test_forward_returns_a_read_only_output(T: int, B: int, inputs: int, H: int,
         assert array.flags.c_contiguous
         assert array.flags.aligned
         array += 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tape: type(tape)(),
+        lambda tape: type(tape).__new__(type(tape)),
+        lambda tape: object.__new__(type(tape)),
+        copy.copy,
+        copy.deepcopy,
+        pickle.dumps,
+    ],
+    ids=["constructor", "__new__", "object.__new__", "copy", "deepcopy", "pickle"],
+)
+def test_only_forward_makes_tapes(make: Callable[[Any], Any], rng: Rng) -> None:
+    layer = make_layer("gru", 3, 5, rng)
+    _, _, tape = layer.forward(np.zeros((4, 2, 3), np.float32))
+    with pytest.raises(TypeError, match="Tape"):
+        make(tape)
+    assert layer.backward(tape).input is not None
+
+
+def test_masked_gradients_are_refused(rng: Rng) -> None:
+    layer = make_layer("gru", 3, 5, rng)
+    output, h, tape = layer.forward(np.zeros((4, 2, 3), np.float32))
+    with pytest.raises(TypeError, match="grad_output: expected an array, got a masked one"):
+        layer.backward(tape, np.ma.masked_invalid(output))
+    with pytest.raises(TypeError, match=r"grad_state.*: expected an array, got a masked one"):
+        layer.backward(tape, output, np.ma.masked_invalid(h))
 
 
 @pytest.mark.parametrize(("T", "B", "inputs", "H"), MEMORY_SHAPES)

@@ -419,6 +419,26 @@ class _Unwilling:
         raise RuntimeError("call detach first")
 
 
+def test_masked_arrays_are_refused(rng: Rng) -> None:
+    """Their masks would be lost without a word."""
+    layer = make_layer("gru", 3, 5, rng)
+    x, h = np.zeros((4, 2, 3), np.float32), np.zeros((1, 2, 5), np.float32)
+    masked = np.ma.masked_invalid
+    message = "expected an array, got a masked one"
+    with pytest.raises(TypeError, match=f"x: {message}"):
+        layer(masked(x))
+    with pytest.raises(TypeError, match=f"x: {message}"):
+        layer.step(masked(x[0]))
+    with pytest.raises(TypeError, match=f"state.*: {message}"):
+        layer.step(x[0], masked(h))
+    with pytest.raises(TypeError, match=r"lengths: expected integers \(B,\), got a masked array"):
+        layer(x, lengths=masked([1, 2]))
+    with pytest.raises(TypeError, match="resets: expected bools, got a masked array"):
+        layer(x, resets=masked(np.zeros((4, 2), bool)))
+    with pytest.raises(TypeError, match="weight_hh_l0: expected floats, got a masked array"):
+        layer.load_state_dict({k: masked(v) for k, v in layer.state_dict().items()})
+
+
 @pytest.mark.parametrize("call", ["__call__", "step"])
 def test_conversion_errors_name_the_argument(call: str) -> None:
     layer = fastrnn.GRU(3, 4)

@@ -139,8 +139,9 @@ def test_no_steps_no_windows() -> None:
         ({"k": 2.0}, TypeError, "k: expected an integer >= 1, got 2.0"),
         ({"x": [[1.0]]}, TypeError, "x: expected an array, got list"),
         ({"x": np.zeros((4, 2, 3))}, TypeError, r"x: expected \(T, B, 3\) float32"),
+        ({"x": np.zeros((4, 2, 7), np.float32)}, ValueError, r"float32, got \(4, 2, 7\)"),
         ({"x": np.float32(1)}, ValueError, "x: expected"),
-        ({"lengths": [5, 0]}, ValueError, r"lengths: expected integers in 0..4, got \[5 0\]"),
+        ({"lengths": [5, 0]}, ValueError, "lengths: expected integers in 0..4, got 5 at row 0"),
         ({"lengths": [-1, 0]}, ValueError, "lengths: expected integers in 0..4"),
         ({"lengths": [1, 2, 3]}, ValueError, r"lengths: expected \(2,\) int64"),
         ({"lengths": [1.0, 2.0]}, TypeError, "lengths: expected integers"),
@@ -149,19 +150,21 @@ def test_no_steps_no_windows() -> None:
         ({"state": np.zeros((1, 3, 5), np.float32)}, ValueError, "state"),
     ],
 )
-def test_errors(given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors_come_with_the_call(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
     arguments: dict[str, Any] = {"x": np.zeros((4, 2, 3), np.float32), "k": 2} | given
     with pytest.raises(error, match=message):
-        next(fastrnn.tbptt(fastrnn.GRU(3, 5), **arguments))
+        fastrnn.tbptt(fastrnn.GRU(3, 5), **arguments)
 
 
 def test_bidirectional_layers_are_refused() -> None:
     layer = fastrnn.GRU(3, 5, bidirectional=True)
     with pytest.raises(ValueError, match="layer: expected one direction"):
-        next(fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2))
+        fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2)
 
 
 @pytest.mark.parametrize("layer", [None, fastrnn.GRU, np.zeros(3)], ids=["None", "class", "array"])
 def test_what_is_no_layer_is_refused(layer: Any) -> None:
     with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU of this package, got"):
-        next(fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2))
+        fastrnn.tbptt(layer, np.zeros((4, 2, 3), np.float32), 2)

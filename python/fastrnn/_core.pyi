@@ -71,6 +71,14 @@ class Engine:
         seed: int,
         parameters: Sequence[NDArray[np.floating[Any]]],
     ) -> tuple[NDArray[np.floating[Any]], Any, Tape]: ...
+    def check(
+        self,
+        x: NDArray[np.floating[Any]],
+        state: Any,
+        lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.bool_] | None,
+        batch_first: bool,
+    ) -> None: ...
     def backward(
         self,
         tape: Tape,

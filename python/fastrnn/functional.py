@@ -148,10 +148,13 @@ def view(name: str, value: Any) -> NDArray[Any]:
 def _listed(name: str, expected: str, value: Any) -> NDArray[Any]:
     """Convert an array or nested lists, or raise an error that names the argument."""
     try:
-        return np.asarray(value)
+        array: NDArray[Any] = np.asanyarray(value)
     except Exception as error:  # ragged lists, a tensor on a GPU
         kind = type(value).__name__
         raise type(error)(f"{name}: expected {expected}, got {kind}: {error}") from error
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected {expected}, got a masked array")
+    return array
 
 
 def view_state(state: Any, name: str = "state") -> Any:
@@ -192,7 +195,7 @@ def integer_lengths(lengths: ArrayLike) -> NDArray[np.int64]:
     return values.astype(np.int64, copy=False)
 
 
-def _sequence(
+def sequence(
     x: SupportsArray, state: Any, lengths: ArrayLike | None, resets: ArrayLike | None
 ) -> tuple[NDArray[Any], Any, NDArray[np.int64] | None, NDArray[Any] | None]:
     """View what a whole-sequence call is given as the arrays that the core takes."""
@@ -244,7 +247,7 @@ def forward(
         Final state.
     """
     return engine.forward(
-        *_sequence(x, state, lengths, resets),
+        *sequence(x, state, lengths, resets),
         batch_first,
         dropout,
         seed,
@@ -275,7 +278,7 @@ def forward_with_tape(
         To be given to `backward`.
     """
     return engine.forward(
-        *_sequence(x, state, lengths, resets),
+        *sequence(x, state, lengths, resets),
         batch_first,
         dropout,
         seed,

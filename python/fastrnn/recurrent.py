@@ -202,8 +202,8 @@ class Recurrent(Generic[State]):
         Parameters
         ----------
         x : array (T, B, I), (B, T, I) if `batch_first`, or (T, I)
-            Input of the layer's dtype: an ndarray of any strides, a torch tensor on the CPU, or
-            anything else that NumPy can view.
+            Input of the layer's dtype: an ndarray of any strides, a torch tensor on the CPU that
+            has no gradient (see its ``detach``), or anything else that NumPy can view.
         state : array (D·L, B, R), or a pair of them (h, c) for `LSTM`, optional
             Initial state, (D·L, R) for an input without batch; zero by default. c has H units.
         lengths : integers (B,), optional
@@ -253,6 +253,33 @@ class Recurrent(Generic[State]):
             self._mask_seed += 1  # not before: a failed call leaves the layer as it was
         return result
 
+    def check(
+        self,
+        x: SupportsArray,
+        state: State | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> None:
+        """Raise what a call with these arguments would raise, and do nothing else.
+
+        Parameters
+        ----------
+        x, state, lengths, resets
+            As in a call of the layer.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If one does not fit.
+
+        Examples
+        --------
+        >>> GRU(8, 16).check(np.zeros((5, 3, 7), np.float32))
+        Traceback (most recent call last):
+        ValueError: x: expected (T, B, 8) float32, got (5, 3, 7) float32
+        """
+        self._engine.check(*functional.sequence(x, state, lengths, resets), self.batch_first)
+
     def forward(
         self,
         x: SupportsArray,
@@ -272,7 +299,7 @@ class Recurrent(Generic[State]):
         -------
         output : ndarray
             Output of the last layer at every step, read-only because the tape refers to it: copy
-            it to change it.
+            it to change it, or to make a torch tensor of it.
         state : ndarray, or a pair of them (h, c) for `LSTM`
             Final state, to continue from.
         tape : Tape

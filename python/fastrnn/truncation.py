@@ -11,7 +11,7 @@ from fastrnn import functional
 from fastrnn.recurrent import Recurrent
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from fastrnn.functional import FloatArray, SupportsArray
 
@@ -62,15 +62,15 @@ def tbptt(
     k : int
         Steps in a window; the last may be shorter. From T on this is plain backpropagation.
 
-    Yields
-    ------
-    Window
-        `steps`, `output`, `state` and `tape`.
+    Returns
+    -------
+    iterator of Window
+        `steps`, `output`, `state` and `tape` of each.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument does not fit, when the first window is asked for.
+        If an argument does not fit.
 
     Notes
     -----
@@ -102,20 +102,22 @@ def tbptt(
     if layer.bidirectional:
         raise ValueError("layer: expected one direction, got a bidirectional layer")
     k = functional.integer("k", k, 1)
-    x = functional.view("x", x)
+    x, state, lengths, resets = functional.sequence(x, state, lengths, resets)
+    layer.check(x, state, lengths, resets)
+    return _windows(layer, x, k, state, lengths, resets)
+
+
+def _windows(
+    layer: Recurrent[Any],
+    x: NDArray[Any],
+    k: int,
+    state: Any,
+    lengths: NDArray[np.int64] | None,
+    resets: NDArray[Any] | None,
+) -> Iterator[Window]:
     time_axis = 1 if layer.batch_first and x.ndim == 3 else 0
-    T = x.shape[time_axis] if x.ndim in (2, 3) else 0
+    T = x.shape[time_axis]
     cut = (slice(None),) * time_axis
-    if lengths is not None:
-        lengths = functional.integer_lengths(lengths)
-        if np.any((lengths < 0) | (lengths > T)):
-            raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths}")
-    if resets is not None:
-        resets = np.asarray(resets)
-        if resets.shape != x.shape[:-1]:
-            raise ValueError(f"resets: expected {x.shape[:-1]}, got {resets.shape}")
-    if T == 0:
-        layer.forward(x, state, lengths, resets)  # raises where something does not fit
     for start in range(0, T, k):
         steps = slice(start, min(start + k, T))
         output, state, tape = layer.forward(
