@@ -23,8 +23,12 @@ struct InputTile {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       x[m] = in.x[row + m];
+      T* const slots = in.slots[row + m] + panel * in.slots_per_unit * lanes;
 #pragma GCC unroll 16
-      for (int j = 0; j < NP * G; ++j) sum[m][j] = V::load(in.bias + (panel * G + j) * lanes);
+      for (int j = 0; j < NP * G; ++j) {
+        sum[m][j] = V::load(in.bias + (panel * G + j) * lanes);
+        __builtin_prefetch(slots + (j / G * in.slots_per_unit + j % G) * lanes, 1);
+      }
     }
     const std::int64_t panel_stride = in.columns * G * lanes;
     multiply<MR, NP, G>(sum, x, in.weight + panel * panel_stride, in.columns, panel_stride);
@@ -59,9 +63,11 @@ struct StepTile {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       operand[m] = s.operand + (row + m) * s.operand_stride;
+      T* const y = s.y ? s.y[row + m] + panel * lanes : nullptr;
 #pragma GCC unroll 8
       for (int p = 0; p < NP; ++p) {
         const T* slots = slots_of(row + m, panel + p);
+        if (y) __builtin_prefetch(y + p * lanes, 1);  // its stores would wait for the lines
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
           V& start = sum[m][p * G + g];
@@ -177,6 +183,7 @@ struct ProductTile {
 #pragma GCC unroll 8
       for (int p = 0; p < NP; ++p) {
         sum[m][p] = accumulate ? V::load_up_to(start + p * lanes, exist - p * lanes) : V(T(0));
+        if (!accumulate) __builtin_prefetch(start + p * lanes, 1);
       }
     }
     const std::int64_t panel_stride = in.runs * in.run * lanes;

@@ -30,6 +30,7 @@ void pack_slots(const PackSlotsArguments<T>& p) {
       V sum = V::load(p.sums + v * V::lanes);
       for (std::int64_t row = first; row < last; ++row) {
         const T* slot = p.slots + row * p.slots_stride + v * V::lanes;
+        __builtin_prefetch(slot + together * p.slots_stride);
         sum = sum + V::load(slot);
 #pragma GCC unroll 4
         for (int part = 0; part < V::lanes / block; ++part) {
@@ -52,6 +53,7 @@ void pack_columns(const PackColumnsArguments<T>& p) {
       const std::int64_t exist = p.columns - v * V::lanes;
       for (std::int64_t row = first; row < last; ++row) {
         const T* x = p.x[row] + v * V::lanes;
+        if (row + together < p.rows) __builtin_prefetch(p.x[row + together] + v * V::lanes);
         V::load_up_to(x, exist).store(p.packed + (v * p.rows + row) * V::lanes);
       }
     }
