@@ -23,11 +23,11 @@ struct InputTile {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       x[m] = in.x[row + m];
-      T* const slots = in.slots[row + m] + panel * in.slots_per_unit * lanes;
+      T* const slots = in.far ? in.slots[row + m] + panel * in.slots_per_unit * lanes : nullptr;
 #pragma GCC unroll 16
       for (int j = 0; j < NP * G; ++j) {
         sum[m][j] = V::load(in.bias + (panel * G + j) * lanes);
-        __builtin_prefetch(slots + (j / G * in.slots_per_unit + j % G) * lanes, 1);
+        if (slots) __builtin_prefetch(slots + (j / G * in.slots_per_unit + j % G) * lanes, 1);
       }
     }
     const std::int64_t panel_stride = in.columns * G * lanes;

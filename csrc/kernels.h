@@ -47,6 +47,7 @@ struct InputArguments {
   const T* bias;       // [panel][gate][lane]
   T* const* slots;     // `rows` pointers to the first of the panels
   int slots_per_unit;  // S >= G: slot (panel, s) is at (panel * S + s) * lanes
+  bool far;            // training: no near cache holds the slots
 };
 
 // One phase of one time step for `rows` rows and the units of one thread ("own" units).

@@ -324,6 +324,7 @@ class ForwardWorker : Member {
     input.bias = weights.input_bias + hidden_.first_unit * config_.gates();
     input.slots = slot_rows_;
     input.slots_per_unit = slots_per_unit_;
+    input.far = tape_ != nullptr;
     kernels_.input[config_.gates()](input);
   }
 
