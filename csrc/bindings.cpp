@@ -123,7 +123,7 @@ py::array new_array(const std::array<std::int64_t, N>& shape) {
 }
 
 template <class T>
-T* data_of(const py::array& array) {
+T* data_of(py::handle array) {
   return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
 }
 
@@ -222,7 +222,7 @@ class TypedKeptCall final : public KeptCall {
 
   std::unique_ptr<Tape<T>> tape;
   Storage block;  // of the packed weights in forward, then of the gradients
-  py::array x, y;
+  py::object x, y;
   Layout layout;
   std::shared_ptr<const int> maker;  // identity of the engine
 };
@@ -305,7 +305,7 @@ class TypedEngine final : public Engine {
     Forward<T>& call = sequence.call;
     if (keep) {
       // NumPy may say anything of the stride of an axis of length 1.
-      sequence.x = contiguous(std::move(sequence.x));
+      sequence.x = contiguous(py::reinterpret_borrow<py::array>(sequence.x));
       constexpr std::int64_t size = sizeof(T);
       call.x = {data_of<const char>(sequence.x),
                 {layout.step(config_.input_size) * size, layout.row(config_.input_size) * size, size}};
@@ -356,17 +356,17 @@ class TypedEngine final : public Engine {
     std::vector<py::array> held;
     const std::vector<const T*> parameters = read_parameters(arrays, held);
     call.parameters = parameters.data();
-    const py::array grad_y = read_grad_output(grad_output, layout, call);
+    const py::object grad_y = read_grad_output(grad_output, layout, call);
     const Held grad_final = read_grad_state(grad_state, layout, call);
 
-    py::array grad_x;
+    py::object grad_x = py::none();
     if (input) {
       grad_x = layout.sequence<T>(config_.input_size, *pool_);
       call.grad_x = data_of<T>(grad_x);
       call.grad_x_step = layout.step(config_.input_size);
       call.grad_x_row = layout.row(config_.input_size);
     }
-    py::array grad_h0 = state_array(config_.state_size(), layout), grad_c0;
+    py::object grad_h0 = state_array(config_.state_size(), layout), grad_c0;
     call.grad_h0 = data_of<T>(grad_h0);
     if (config_.has_cell_state()) {
       grad_c0 = state_array(config_.hidden_size, layout);
@@ -394,7 +394,7 @@ class TypedEngine final : public Engine {
     if (kept->consumed) {
       if (idle_tapes_.empty()) idle_tapes_.push_back(std::move(kept->tape));
       kept->tape.reset();
-      kept->x = kept->y = py::array();
+      kept->x = kept->y = py::object();
     }
     py::list gradients;
     const py::capsule owner = pool_->owner(std::move(kept->block));
@@ -403,7 +403,7 @@ class TypedEngine final : public Engine {
     }
     py::object state = grad_h0;
     if (config_.has_cell_state()) state = py::make_tuple(grad_h0, grad_c0);
-    return py::make_tuple(input ? py::object(grad_x) : py::none(), state, gradients);
+    return py::make_tuple(grad_x, state, gradients);
   }
 
   py::tuple step(py::handle x_object, py::handle state) override {
@@ -434,14 +434,14 @@ class TypedEngine final : public Engine {
   }
 
  private:
-  // Keeps the arrays alive that a call reads.
+  // Keeps the arrays alive that a call reads. (A py::array that is none yet would cost a new array.)
   struct Held {
-    py::array h, c;
+    py::object h, c;
   };
 
   // What a call over whole sequences is given.
   struct Sequence {
-    py::array x, lengths, resets;
+    py::object x, lengths, resets;
     Held state;
     Layout layout;
     Forward<T> call;
@@ -450,7 +450,8 @@ class TypedEngine final : public Engine {
   Sequence read_sequence(py::handle x_object, py::handle state, py::handle lengths, py::handle resets,
                          bool batch_first) const {
     Sequence sequence;
-    const py::array x = sequence.x = as_array("x", x_object);
+    const py::array x = as_array("x", x_object);
+    sequence.x = x;
     const bool batched = x.ndim() != 2;
     const int time_axis = batched && batch_first ? 1 : 0;
     if ((x.ndim() != 3 && x.ndim() != 2) || x.shape(x.ndim() - 1) != config_.input_size || !has_dtype<T>(x)) {
@@ -489,16 +490,15 @@ class TypedEngine final : public Engine {
     Held held;
     if (state.is_none()) return held;
     const auto [h, c] = state_parts("state", "h_0", "c_0", state);
-    held.h = as_array("state (h_0)", h);
-    call.h0 = state_view("state (h_0)", held.h, config_.state_size(), batched, call.batch);
-    if (!c) return held;
-    held.c = as_array("state (c_0)", c);
-    call.c0 = state_view("state (c_0)", held.c, config_.hidden_size, batched, call.batch);
+    call.h0 = read_state_part("state (h_0)", h, config_.state_size(), batched, call.batch, held.h);
+    if (c) call.c0 = read_state_part("state (c_0)", c, config_.hidden_size, batched, call.batch, held.c);
     return held;
   }
 
-  View state_view(const char* name, const py::array& array, std::int64_t width, bool batched,
-                  std::int64_t batch) const {
+  View read_state_part(const char* name, py::handle object, std::int64_t width, bool batched,
+                       std::int64_t batch, py::object& held) const {
+    const py::array array = as_array(name, object);
+    held = array;
     const std::int64_t chains = config_.num_layers * config_.directions();
     const int last = batched ? 2 : 1;
     if (array.ndim() != last + 1 || array.shape(0) != chains || array.shape(last) != width ||
@@ -573,7 +573,7 @@ class TypedEngine final : public Engine {
     return layout.batched ? new_array<T, 3>({chains, layout.batch, width}) : new_array<T, 2>({chains, width});
   }
 
-  py::array read_grad_output(py::handle object, const Layout& layout, Backward<T>& call) const {
+  py::object read_grad_output(py::handle object, const Layout& layout, Backward<T>& call) const {
     if (object.is_none()) return {};
     py::array array = as_array("grad_output", object);
     const std::int64_t width = config_.output_size();
@@ -594,10 +594,9 @@ class TypedEngine final : public Engine {
   }
 
   const T* read_grad_part(const char* name, py::handle object, std::int64_t width, const Layout& layout,
-                          py::array& held) const {
+                          py::object& held) const {
     if (object.is_none()) return nullptr;
-    held = as_array(name, object);
-    state_view(name, held, width, layout.batched, layout.batch);
+    read_state_part(name, object, width, layout.batched, layout.batch, held);
     held = py::array_t<T, py::array::c_style>::ensure(held);
     return data_of<const T>(held);
   }
@@ -621,7 +620,7 @@ class TypedEngine final : public Engine {
   // Makes the state arrays, runs the call, and returns (y, state).
   py::tuple finish(py::array y, const Layout& layout, Forward<T>& call) {
     if (!weights_ && !call.tape) throw std::runtime_error("pack the parameters first");
-    py::array hn = state_array(config_.state_size(), layout), cn;
+    py::object hn = state_array(config_.state_size(), layout), cn;
     call.hn = data_of<T>(hn);
     if (config_.has_cell_state()) {
       cn = state_array(config_.hidden_size, layout);
@@ -814,7 +813,7 @@ PYBIND11_MODULE(_core, m) {
       .def("pack", &Engine::pack, "parameters"_a)
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "parameters"_a = py::none())
+           "dropout"_a, "seed"_a, "parameters"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a)

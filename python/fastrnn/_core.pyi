@@ -57,7 +57,7 @@ class Engine:
         batch_first: bool,
         dropout: float,
         seed: int,
-        parameters: None = None,
+        parameters: None,
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...
     @overload
     def forward(

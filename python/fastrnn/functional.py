@@ -28,7 +28,7 @@ from fastrnn._core import get_num_threads as _get_num_threads
 from fastrnn._core import set_num_threads as _set_num_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Protocol
 
     from numpy.typing import ArrayLike, NDArray
@@ -52,7 +52,6 @@ __all__ = [
     "config",
     "fma_peak",
     "forward",
-    "forward_with_tape",
     "get_num_threads",
     "read_bandwidth",
     "set_num_threads",
@@ -200,8 +199,8 @@ def sequence(
 ) -> tuple[NDArray[Any], Any, NDArray[np.int64] | None, NDArray[Any] | None]:
     """View what a whole-sequence call is given as the arrays that the core takes."""
     return (
-        view("x", x),
-        view_state(state),
+        x if type(x) is np.ndarray else view("x", x),
+        state if state is None else view_state(state),
         None if lengths is None else integer_lengths(lengths),
         None if resets is None else _listed("resets", "bools", resets),
     )
@@ -213,17 +212,17 @@ def forward(
     state: Any,
     lengths: ArrayLike | None,
     resets: ArrayLike | None,
-    *,
     batch_first: bool,
     dropout: float,
     seed: int,
-) -> tuple[FloatArray, Any]:
+    parameters: Sequence[FloatArray] | None,
+) -> Any:
     """Run `engine` over a whole sequence.
 
     Parameters
     ----------
     engine : Engine
-        Packed engine.
+        Packed engine, unless it is given parameters.
     x : array (T, B, I), (B, T, I) if `batch_first`, or (T, I)
         Input, of the engine's dtype.
     state : None, array or pair of arrays
@@ -238,52 +237,21 @@ def forward(
         Probability of a zero between layers.
     seed : int
         Seed of the dropout masks.
+    parameters : sequence of arrays or None
+        In the engine's order: keeps what `backward` needs. None uses the packed ones.
 
     Returns
     -------
     output : array
-        Output of the last layer at every step.
-    state : array or pair of arrays
-        Final state.
-    """
-    return engine.forward(
-        *sequence(x, state, lengths, resets),
-        batch_first,
-        dropout,
-        seed,
-    )
-
-
-def forward_with_tape(
-    engine: Engine,
-    parameters: Iterable[FloatArray],
-    x: SupportsArray,
-    state: Any,
-    lengths: ArrayLike | None,
-    resets: ArrayLike | None,
-    *,
-    batch_first: bool,
-    dropout: float,
-    seed: int,
-) -> tuple[FloatArray, Any, Tape]:
-    """Run `engine` as `forward` does but with `parameters`, and keep what `backward` needs.
-
-    Returns
-    -------
-    output : array
-        Read-only, because the tape refers to it.
+        Output of the last layer at every step; with `parameters` read-only, as the tape refers to
+        it.
     state : array or pair of arrays
         Final state.
     tape : Tape
-        To be given to `backward`.
+        With `parameters`: to be given to `backward`.
     """
-    return engine.forward(
-        *sequence(x, state, lengths, resets),
-        batch_first,
-        dropout,
-        seed,
-        tuple(parameters),
-    )
+    arrays = sequence(x, state, lengths, resets)
+    return engine.forward(*arrays, batch_first, dropout, seed, parameters)
 
 
 def backward(
@@ -303,7 +271,7 @@ def backward(
     engine : Engine
         The one that made it.
     tape : Tape
-        Of `forward_with_tape`.
+        Of `forward`.
     parameters : iterable of arrays
         In the engine's order, unchanged since.
     grad_output : array, optional

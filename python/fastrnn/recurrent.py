@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["GRU", "LSTM", "RNN", "Gradients", "IncompatibleKeys", "Recurrent"]
 
 State = TypeVar("State")
-Result = TypeVar("Result")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -228,26 +226,28 @@ class Recurrent(Generic[State]):
         """
         if self._training:
             self._pack()
-        return self._run(functional.forward, x, state, lengths, resets)
+        result: tuple[FloatArray, State] = self._run(x, state, lengths, resets, None)
+        return result
 
     def _run(
         self,
-        function: Callable[..., Result],
         x: SupportsArray,
         state: State | None,
         lengths: ArrayLike | None,
         resets: ArrayLike | None,
-    ) -> Result:
+        parameters: tuple[FloatArray, ...] | None,
+    ) -> Any:
         dropout = self.dropout if self._training else 0.0
-        result = function(
+        result = functional.forward(
             self._engine,
-            x=x,
-            state=state,
-            lengths=lengths,
-            resets=resets,
-            batch_first=self.batch_first,
-            dropout=dropout,
-            seed=self._mask_seed,
+            x,
+            state,
+            lengths,
+            resets,
+            self.batch_first,
+            dropout,
+            self._mask_seed,
+            parameters,
         )
         if dropout:
             self._mask_seed += 1  # not before: a failed call leaves the layer as it was
@@ -322,8 +322,10 @@ class Recurrent(Generic[State]):
         >>> bool(np.abs(layer(x)[0] - 1).sum() < np.abs(output - 1).sum())
         True
         """
-        function = partial(functional.forward_with_tape, parameters=self._parameters.values())
-        return self._run(function, x, state, lengths, resets)
+        parameters = tuple(self._parameters.values())
+        result: tuple[FloatArray, State, functional.Tape]
+        result = self._run(x, state, lengths, resets, parameters)
+        return result
 
     def backward(
         self,
