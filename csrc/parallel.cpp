@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -37,8 +39,12 @@ constexpr int spins_before_sleep = 1000;
 // After an offer that it missed by being asleep a worker looks longer (some 200 us): calls are coming.
 constexpr int spins_after_miss = 8000;
 
-// Longest that a call waits for workers, in seconds: several times what a sleeping one needs.
-constexpr double longest_patience = 500e-6;
+// How long a call waits for workers, in seconds, but never longer than it would take alone: several times
+// what a sleeping one needs to wake, or of a long call a small part, as a busy core may be free only after a
+// time slice.
+constexpr double usual_patience = 500e-6, patience_share = 1.0 / 32;
+// After a miss the next call waits less, but where it pays no less than a wake-up takes.
+constexpr double patience_after_miss = 100e-6;
 
 template <class Condition>
 void wait_until(const Condition& holds) {
@@ -98,10 +104,13 @@ std::atomic<int>& thread_setting() {
 // interpreter shuts down finds it whole.
 struct Pool {
   enum State : std::uint32_t { starting, idle, offered, joined, running, released };
+  static constexpr int awake = -1;
 
   struct alignas(64) Worker {
     std::atomic<std::uint32_t> offers{0};  // what the worker sleeps on
     std::atomic<std::uint32_t> state{idle};
+    std::atomic<int> core{awake};  // that it sleeps on
+    pid_t id = 0;
     int thread = 0;  // its number in the team
   };
 
@@ -126,8 +135,36 @@ struct Pool {
     }
   }
 
+  // Many kernels wake a thread on the core where it fell asleep and leave it there for milliseconds, though
+  // another thread of the team runs on it and other cores are idle: such a worker may use only the others.
+  void spread(std::size_t count) {
+    cpu_set_t taken;
+    CPU_ZERO(&taken);
+    CPU_SET(sched_getcpu(), &taken);
+    for (std::size_t i = 0; i < count; ++i) {
+      const int core = workers[i]->core.load(std::memory_order_relaxed);
+      if (core == awake) continue;
+      if (CPU_ISSET(core, &taken)) keep_off(taken, *workers[i], count);
+      CPU_SET(core, &taken);
+    }
+  }
+
+  void keep_off(const cpu_set_t& taken, const Worker& worker, std::size_t count) const {
+    cpu_set_t free;
+    if (sched_getaffinity(0, sizeof free, &free) != 0) return;
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &taken)) CPU_CLR(core, &free);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const int core = workers[i]->core.load(std::memory_order_relaxed);
+      if (core != awake) CPU_CLR(core, &free);
+    }
+    if (CPU_COUNT(&free) > 0) sched_setaffinity(worker.id, sizeof free, &free);
+  }
+
   // An offer is taken by offered -> joined, withdrawn by offered -> idle: whoever exchanges first.
   void serve(Worker* worker) {
+    worker->id = static_cast<pid_t>(syscall(SYS_gettid));  // no gettid() before glibc 2.30
     worker->state.store(idle, std::memory_order_release);
     int spins = spins_before_sleep;
     for (std::uint32_t seen = 0;;) {
@@ -135,7 +172,9 @@ struct Pool {
         if (worker->offers.load(std::memory_order_acquire) != seen) break;
         pause();
       }
+      worker->core.store(sched_getcpu(), std::memory_order_relaxed);
       worker->offers.wait(seen, std::memory_order_acquire);
+      worker->core.store(awake, std::memory_order_relaxed);
       seen = worker->offers.load(std::memory_order_acquire);
       std::uint32_t state = offered;
       const bool missed = !worker->state.compare_exchange_strong(state, joined);
@@ -188,13 +227,14 @@ void Barrier::wait(int thread) {
   }
 }
 
-Team::Team(int wanted, double patience) {
+Team::Team(int wanted, double alone) {
   if (wanted <= 1) return;
   Pool& candidate = pool();
   if (!candidate.in_use.try_lock()) return;
   pool_ = &candidate;
   pool_->grow(wanted - 1);
   const auto offers = std::min(pool_->workers.size(), static_cast<std::size_t>(wanted - 1));
+  pool_->spread(offers);
   for (std::size_t i = 0; i < offers; ++i) {
     Pool::Worker& worker = *pool_->workers[i];
     worker.state.store(Pool::offered, std::memory_order_relaxed);
@@ -202,14 +242,22 @@ Team::Team(int wanted, double patience) {
     worker.offers.notify_one();
   }
   using Clock = std::chrono::steady_clock;
-  constexpr double after_miss = 1.0 / 16;
-  const auto deadline = Clock::now() + std::chrono::duration<double>(std::min(patience, longest_patience) *
-                                                                     (pool_->missed ? after_miss : 1.0));
+  const auto seconds_since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  double limit = std::min(alone, std::max(usual_patience, alone * patience_share));
+  if (pool_->missed) limit = std::max(limit / 16, std::min(limit, patience_after_miss));
   pool_->missed = false;
+  const auto start = Clock::now();
   for (std::size_t i = 0; i < offers; ++i) {
     Pool::Worker& worker = *pool_->workers[i];
-    while (worker.state.load(std::memory_order_acquire) == Pool::offered && Clock::now() < deadline) {
-      pause();
+    for (double waited = 0; waited < limit; waited = seconds_since(start)) {
+      if (worker.state.load(std::memory_order_acquire) != Pool::offered) break;
+      if (waited < usual_patience) {
+        pause();
+      } else {
+        sched_yield();  // it may have woken on this core
+      }
     }
     std::uint32_t state = Pool::offered;
     if (worker.state.compare_exchange_strong(state, Pool::idle)) {

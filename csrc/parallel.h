@@ -27,13 +27,13 @@ class Barrier {
   std::unique_ptr<Flag[]> flags_;
 };
 
-// Threads lent to one call. A worker that does not report within `patience` seconds (its core is busy
-// with something else, or another call holds the workers) is left out: a smaller team takes longer and
-// never changes a bit of the result, where waiting at every step for a thread without a core would
-// take forever. A sleeping worker needs 20 to 100 us to report.
+// Threads lent to one call that would take `alone` seconds by itself. A worker that does not report in time
+// (its core is busy with something else, or another call holds the workers) is left out: a smaller team
+// takes longer and never changes a bit of the result, where waiting at every step for a thread without a
+// core would take forever. A sleeping worker needs 20 to 100 us to report.
 class Team {
  public:
-  Team(int wanted, double patience);
+  Team(int wanted, double alone);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;

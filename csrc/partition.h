@@ -58,8 +58,8 @@ class CostModel {
     return best;
   }
 
-  // How long to wait for threads, in seconds: as long as the call would take alone, at 4 GHz.
-  double patience(std::int64_t steps, std::int64_t batch) const {
+  // Seconds that the call would take on one thread, at 4 GHz.
+  double seconds_alone(std::int64_t steps, std::int64_t batch) const {
     return cost(Partition{}, steps, batch) / 4e9;
   }
 

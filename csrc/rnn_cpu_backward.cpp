@@ -459,7 +459,7 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   const std::int64_t steps = tape.order.max_steps();
   constexpr int products_per_forward = 2;
   Partition partition = driver.model.choose(steps, tape.batch, num_threads());
-  Team team(partition.threads(), products_per_forward * driver.model.patience(steps, tape.batch));
+  Team team(partition.threads(), products_per_forward * driver.model.seconds_alone(steps, tape.batch));
   if (team.size() < partition.threads()) partition = driver.model.choose(steps, tape.batch, team.size());
   workspace.set_partition(partition);
   workspace.deal(tape.order);

@@ -518,7 +518,7 @@ template <class T>
 void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Forward<T>& call) {
   CpuWorkspace& workspace = driver.workspace;
   Partition partition = driver.model.choose(call.steps, call.batch, num_threads());
-  Team team(partition.threads(), driver.model.patience(call.steps, call.batch));
+  Team team(partition.threads(), driver.model.seconds_alone(call.steps, call.batch));
   if (team.size() < partition.threads()) {
     partition = driver.model.choose(call.steps, call.batch, team.size());
   }
