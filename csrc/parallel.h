@@ -27,6 +27,11 @@ class Barrier {
   std::unique_ptr<Flag[]> flags_;
 };
 
+// How many times as long as usual barriers take just now, at least 1. A virtual machine may find its cores
+// far apart from one second to the next, and a large machine has such cores. Teams measure it once a second;
+// 1 if none did.
+double barrier_slowness();
+
 // Threads lent to one call that would take `alone` seconds by itself. A worker that does not report in time
 // (its core is busy with something else, or another call holds the workers) is left out: a smaller team
 // takes longer and never changes a bit of the result, where waiting at every step for a thread without a
@@ -49,6 +54,7 @@ class Team {
 
  private:
   void run_erased(void (*call)(const void*, int), const void* work);
+  void share(void (*call)(const void*, int), const void* work);
   void dismiss();
 
   int size_ = 1;

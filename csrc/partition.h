@@ -37,10 +37,11 @@ class CostModel {
   CostModel(const Config& config, int lanes, int element_bytes)
       : config_(config), lanes_(lanes), element_bytes_(element_bytes) {}
 
-  Partition choose(std::int64_t steps, std::int64_t batch, int threads) const {
+  // `slowness`: that of barriers now.
+  Partition choose(std::int64_t steps, std::int64_t batch, int threads, double slowness) const {
     Partition best;
     if (threads == 1 || batch == 0 || steps == 0) return best;
-    double best_cost = cost(best, steps, batch);
+    double best_cost = cost(best, steps, batch, slowness);
     if (best_cost < launch) return best;
     const auto panels =
         static_cast<int>(std::min<std::int64_t>(threads, (config_.hidden_size + lanes_ - 1) / lanes_));
@@ -48,7 +49,7 @@ class CostModel {
       for (int slices = 1; slices <= std::min(threads / directions, panels); ++slices) {
         const auto groups = static_cast<int>(std::min<std::int64_t>(threads / directions / slices, batch));
         const Partition candidate{directions, groups, slices};
-        const double candidate_cost = cost(candidate, steps, batch);
+        const double candidate_cost = cost(candidate, steps, batch, slowness);
         if (candidate_cost < best_cost) {
           best = candidate;
           best_cost = candidate_cost;
@@ -60,7 +61,7 @@ class CostModel {
 
   // Seconds that the call would take on one thread, at 4 GHz.
   double seconds_alone(std::int64_t steps, std::int64_t batch) const {
-    return cost(Partition{}, steps, batch) / 4e9;
+    return cost(Partition{}, steps, batch, 1) / 4e9;
   }
 
  private:
@@ -68,7 +69,7 @@ class CostModel {
   static constexpr double barrier = 250, barrier_per_thread = 60;
   static constexpr double unit_math = 50;  // lane-wise math of one panel of one row
 
-  double cost(const Partition& p, std::int64_t steps, std::int64_t batch) const {
+  double cost(const Partition& p, std::int64_t steps, std::int64_t batch, double slowness) const {
     const double rows = static_cast<double>((batch + p.row_groups - 1) / p.row_groups);
     const std::int64_t all_panels = (config_.hidden_size + lanes_ - 1) / lanes_;
     const double panels = static_cast<double>((all_panels + p.slices - 1) / p.slices);
@@ -83,7 +84,7 @@ class CostModel {
       const double per_cycle = bytes < 32e3 ? 64 : bytes < 800e3 ? 40 : 14;
       double step = std::max(rows * panels * gates * width / 2, bytes / per_cycle);
       step += rows * panels * gates * inputs / 2 + rows * panels * unit_math;
-      if (p.slices > 1) step += (barrier + barrier_per_thread * p.slices) * (two_phases ? 2 : 1);
+      if (p.slices > 1) step += slowness * (barrier + barrier_per_thread * p.slices) * (two_phases ? 2 : 1);
       total += same * step;
     }
     total *= static_cast<double>(steps) * static_cast<double>(config_.directions()) / p.directions;

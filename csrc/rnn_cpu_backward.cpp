@@ -458,9 +458,9 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   CpuWorkspace& workspace = driver.workspace;
   const std::int64_t steps = tape.order.max_steps();
   constexpr int products_per_forward = 2;
-  Partition partition = driver.model.choose(steps, tape.batch, num_threads());
+  Partition partition = driver.model.choose(steps, tape.batch, num_threads(), barrier_slowness());
   Team team(partition.threads(), products_per_forward * driver.model.seconds_alone(steps, tape.batch));
-  if (team.size() < partition.threads()) partition = driver.model.choose(steps, tape.batch, team.size());
+  if (team.size() < partition.threads()) partition = driver.model.choose(steps, tape.batch, team.size(), 1);
   workspace.set_partition(partition);
   workspace.deal(tape.order);
   workspace.order.equal_steps = -1;

@@ -517,10 +517,10 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
 template <class T>
 void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Forward<T>& call) {
   CpuWorkspace& workspace = driver.workspace;
-  Partition partition = driver.model.choose(call.steps, call.batch, num_threads());
+  Partition partition = driver.model.choose(call.steps, call.batch, num_threads(), barrier_slowness());
   Team team(partition.threads(), driver.model.seconds_alone(call.steps, call.batch));
   if (team.size() < partition.threads()) {
-    partition = driver.model.choose(call.steps, call.batch, team.size());
+    partition = driver.model.choose(call.steps, call.batch, team.size(), 1);
   }
   bool deal = workspace.set_partition(partition);
 
