@@ -16,6 +16,7 @@
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "random.h"
 #include "rnn.h"
 #include "roof.h"
 
@@ -231,9 +232,13 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
+  // Whether a sample of the values that were packed is another now: all of a small array, some of a large
+  // one.
+  virtual bool changed() const = 0;
   virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
-                            bool batch_first, double dropout, std::uint64_t seed, py::handle parameters) = 0;
+                            bool batch_first, double dropout, std::uint64_t seed, py::handle parameters,
+                            bool guard) = 0;
   // Raises where a call would.
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
@@ -266,7 +271,14 @@ class TypedEngine final : public Engine {
       packed = network_->pack(pointers.data());
     }
     weights_ = std::move(packed);
+    packed_ = std::move(held);
+    for (std::size_t i = 0; i < packed_.size(); ++i) {
+      if (!packed_[i].is(arrays[i])) packed_.clear();  // a copy does not change with its original
+    }
+    packed_sample_ = sample();
   }
+
+  bool changed() const override { return packed_.empty() || sample() != packed_sample_; }
 
   void release() override {
     idle_tapes_.clear();
@@ -298,7 +310,7 @@ class TypedEngine final : public Engine {
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
                     py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed,
-                    py::handle parameters_object) override {
+                    py::handle parameters_object, bool guard) override {
     const bool keep = !parameters_object.is_none();
     Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
     const Layout& layout = sequence.layout;
@@ -312,6 +324,7 @@ class TypedEngine final : public Engine {
     }
     call.dropout = dropout;
     call.seed = seed;
+    call.guard = guard;
 
     const std::int64_t width = config_.output_size();
     py::array y = keep ? layout.sequence<T>(width, *pool_) : layout.sequence<T>(width);
@@ -335,9 +348,11 @@ class TypedEngine final : public Engine {
     call.parameters = parameters.data();
     call.scratch = kept->block.data();
     const py::tuple result = finish(y, layout, call);
+    auto tape = std::unique_ptr<KeptCall>(std::move(kept));
+    if (!guard) return py::make_tuple(result[0], result[1], std::move(tape));
     // The tape reads h_t there; a view of what is read-only can never be made writable.
     y.attr("setflags")(false);
-    return py::make_tuple(y.attr("view")(), result[1], std::unique_ptr<KeptCall>(std::move(kept)));
+    return py::make_tuple(y.attr("view")(), result[1], std::move(tape));
   }
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
@@ -434,6 +449,20 @@ class TypedEngine final : public Engine {
   }
 
  private:
+  std::uint64_t sample() const {
+    constexpr std::int64_t most = 64;
+    std::uint64_t hash = 14695981039346656037u;  // FNV-1a, a value at a time
+    for (const py::array& array : packed_) {
+      const std::int64_t size = array.size(), step = std::max<std::int64_t>(1, size / most);
+      for (std::int64_t i = 0; i < size; i += step) {
+        std::uint64_t bits = 0;
+        std::memcpy(&bits, data_of<const T>(array) + i, sizeof(T));
+        hash = (hash ^ bits) * 1099511628211u;
+      }
+    }
+    return hash;
+  }
+
   // Keeps the arrays alive that a call reads. (A py::array that is none yet would cost a new array.)
   struct Held {
     py::object h, c;
@@ -658,6 +687,8 @@ class TypedEngine final : public Engine {
   const std::vector<Parameter> parameters_;
   const std::vector<std::int64_t> rooms_;
   std::shared_ptr<const Weights<T>> weights_;
+  std::vector<py::array> packed_;  // what they were packed from
+  std::uint64_t packed_sample_ = 0;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
   std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
@@ -766,6 +797,20 @@ double measured_read_bandwidth(std::int64_t bytes_per_thread, int threads, doubl
   return read_bandwidth(static_cast<std::size_t>(bytes_per_thread), threads, seconds);
 }
 
+// (T, B, width) of one layer.
+py::array dropout_mask(const std::array<std::int64_t, 3>& shape, double dropout, std::uint64_t seed,
+                       std::int64_t layer) {
+  py::array mask = new_array<float, 3>(shape);
+  float* row = data_of<float>(mask);
+  std::fill_n(row, mask.size(), 1.0f);
+  for (std::int64_t t = 0; t < shape[0]; ++t) {
+    for (std::int64_t b = 0; b < shape[1]; ++b, row += shape[2]) {
+      apply_dropout(row, 0, shape[2], dropout, seed, layer, t, b);
+    }
+  }
+  return mask;
+}
+
 py::dict config() {
   using namespace py::literals;
   return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa, "isas"_a = usable_isas(),
@@ -787,6 +832,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_num_threads", &set_num_threads, "n"_a);
   m.def("get_num_threads", &num_threads);
   m.def("activation", &activation, "name"_a, "x"_a);
+  m.def("dropout_mask", &dropout_mask, "shape"_a, "dropout"_a, "seed"_a, "layer"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
   // Copying and unpickling would make one without a call behind it.
@@ -811,9 +857,10 @@ PYBIND11_MODULE(_core, m) {
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
+      .def("changed", &Engine::changed)
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "parameters"_a)
+           "dropout"_a, "seed"_a, "parameters"_a, "guard"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a)

@@ -106,6 +106,7 @@ struct Forward {
   Tape<T>* tape = nullptr;
   const T* const* parameters = nullptr;
   void* scratch = nullptr;
+  bool guard = true;  // have backward raise where x or a parameter has changed
 };
 
 // One backward call: dL/d(input, initial state, parameters) from dL/d(output, final state). Outputs overlap

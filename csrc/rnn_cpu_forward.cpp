@@ -66,10 +66,7 @@ class ForwardWorker : Member {
 
   void run() {
     if (tape_) {
-      tape_->checksums.parameters += checksum_of(config_, kernels_, forward_.parameters, threads(), thread_);
-      tape_->checksums.x +=
-          checksum_of(kernels_, reinterpret_cast<const T*>(forward_.x.data),
-                      forward_.steps * forward_.batch * config_.input_size, threads(), thread_);
+      if (forward_.guard) take_checksums();
       pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
       meet_all();
     }
@@ -92,6 +89,13 @@ class ForwardWorker : Member {
   }
 
  private:
+  void take_checksums() {
+    tape_->checksums.parameters += checksum_of(config_, kernels_, forward_.parameters, threads(), thread_);
+    tape_->checksums.x +=
+        checksum_of(kernels_, reinterpret_cast<const T*>(forward_.x.data),
+                    forward_.steps * forward_.batch * config_.input_size, threads(), thread_);
+  }
+
   // ---- layers -----------------------------------------------------------------------------------
 
   void run_bidirectional() {

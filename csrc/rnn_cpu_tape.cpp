@@ -45,6 +45,7 @@ std::int64_t spread(std::int64_t stride, int lanes) {
 
 template <class T>
 void CpuTape<T>::begin(const Config& config, const CellPlan& plan, int lanes, const Forward<T>& call) {
+  guarded = call.guard;
   checksums.parameters = checksums.x = 0;
   steps = call.steps;
   batch = call.batch;

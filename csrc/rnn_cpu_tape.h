@@ -54,6 +54,7 @@ struct CpuTape : Tape<T> {
   std::vector<Rows<T*>> y;       // of every layer
   std::int64_t slots_stride = 0, c_stride = 0, h_stride = 0;
   T* zeros = nullptr;  // a state that a reset left behind
+  bool guarded = true;
   Checksums checksums;
 
   // Takes down what is known before the call, and makes room for the rest.

@@ -21,6 +21,7 @@ from fastrnn._core import (
     __version__,
     activation,
     config,
+    dropout_mask,
     fma_peak,
     read_bandwidth,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "activation",
     "backward",
     "config",
+    "dropout_mask",
     "fma_peak",
     "forward",
     "get_num_threads",
@@ -251,7 +253,7 @@ def forward(
         With `parameters`: to be given to `backward`.
     """
     arrays = sequence(x, state, lengths, resets)
-    return engine.forward(*arrays, batch_first, dropout, seed, parameters)
+    return engine.forward(*arrays, batch_first, dropout, seed, parameters, True)
 
 
 def backward(

@@ -1,0 +1,490 @@
+"""torch.nn's recurrent modules with the kernels inside."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import functional
+from fastrnn.torch import ops
+from fastrnn.torch.composite import Spec
+from fastrnn.torch.network import DTYPES, Call, Network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+def _kernels_have(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all are common tensors on the CPU, of one dtype that the kernels have."""
+    dtype = None
+    compiling = torch.compiler.is_compiling()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if not compiling and (type(tensor) not in _PLAIN or tensor.is_neg()):
+            return False
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            return False
+        if tensor.dtype not in DTYPES or (dtype is not None and tensor.dtype != dtype):
+            return False
+        dtype = tensor.dtype
+    return True
+
+
+def _torch_transforms() -> bool:
+    """Whether torch records, differentiates forward or maps the operations of a call.
+
+    It can do that with its own alone.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _parts(state: Any, has_cell_state: bool) -> tuple[Any, Any] | None:
+    """Split a state in (h, c), or return None where it is no such state."""
+    if state is None:
+        return None, None
+    if not has_cell_state:
+        return (state, None) if isinstance(state, torch.Tensor) else None
+    if isinstance(state, (tuple, list)) and len(state) == 2:
+        h, c = state
+        if isinstance(h, torch.Tensor) and isinstance(c, torch.Tensor):
+            return h, c
+    return None
+
+
+class _Kernels:
+    """What sequences and cells share."""
+
+    if TYPE_CHECKING:  # of nn.Module
+
+        def _spec(self) -> Spec: ...
+        def _weights(self) -> list[Tensor]: ...
+
+    def _network(self) -> Network:
+        spec = self._spec()
+        network: Network | None = self.__dict__.get("_kernels")
+        if network is None or network.spec != spec:
+            network = self.__dict__["_kernels"] = Network(spec)
+        return network
+
+    def _cast(self, x: Tensor, h: Any, c: Any, weights: list[Tensor]) -> tuple[Any, Any, Any]:
+        """Under autocast, everything to the dtype of the weights."""
+        if not torch.is_autocast_enabled("cpu"):
+            return x, h, c
+        dtype = weights[0].dtype
+        h, c = (None if part is None else part.to(dtype) for part in (h, c))
+        return x.to(dtype), h, c
+
+
+class Sequence(_Kernels, nn.RNNBase):
+    """What `RNN`, `LSTM` and `GRU` share."""
+
+    # Of instances that torch.nn made, too: `replace` changes nothing but their class.
+    merge: str = "concat"
+    residual: bool = False
+    _EXTRAS: ClassVar[tuple[str, ...]] = ("merge", "residual")
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _spec(self) -> Spec:
+        return Spec(
+            self._cell(),
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bidirectional,
+            self.proj_size,
+            self.bias,
+            self.merge,
+            self.residual,
+        )
+
+    def _weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _set_extras(self, merge: str, residual: bool, dtype_and_device: dict[str, Any]) -> None:
+        self.merge = functional.choice("merge", merge, functional.MERGES)
+        self.residual = functional.boolean("residual", residual)
+        spec = self._spec()
+        if spec.directions == 1 or spec.merge == "concat":
+            return
+        for layer in range(1, self.num_layers):  # which read a narrower output
+            for suffix in ("", "_reverse"):
+                name = f"weight_ih_l{layer}{suffix}"
+                weight: Tensor = getattr(self, name)
+                shape = (weight.shape[0], spec.output_size)
+                setattr(self, name, nn.Parameter(torch.empty(shape, **dtype_and_device)))
+        self.reset_parameters()
+
+    def _extras(self) -> dict[str, Any]:
+        """Options of this network that torch.nn does not have."""
+        given = {name: getattr(self, name) for name in self._EXTRAS}
+        return {name: value for name, value in given.items() if value != getattr(type(self), name)}
+
+    def extra_repr(self) -> str:
+        """Show the options that torch's module does not have, too."""
+        extras = (f"{name}={value!r}" for name, value in self._extras().items())
+        return ", ".join((super().extra_repr(), *extras))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Run over whole sequences.
+
+        Parameters
+        ----------
+        input : Tensor (T, B, I), (B, T, I) if `batch_first`, or (T, I), or PackedSequence
+            As for torch's module.
+        hx : Tensor, or pair of Tensor for `LSTM`, optional
+            As for torch's module.
+        lengths : integers (B,), optional
+            Valid steps of each row, 0 to T: beyond them the output is 0, the final state is that of
+            the last valid step, and the reverse direction starts there.
+        resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
+            Where a new sequence begins: the state is zeroed before the step is consumed.
+
+        Returns
+        -------
+        output, hx
+            As of torch's module.
+        """
+        with_options = lengths is not None or resets is not None
+        if with_options and isinstance(input, PackedSequence):
+            raise ValueError("input: expected a Tensor beside lengths or resets, got a packed one")
+        weights = self._weights()
+        x = input.data if isinstance(input, PackedSequence) else input
+        state = _parts(hx, self.mode == "LSTM")
+        if state is None or not isinstance(x, torch.Tensor):
+            return self._refuse(input, hx)
+        x, h, c = self._cast(x, *state, weights)
+        if not self._fits(x, h, c, input):
+            return self._refuse(input, hx)
+        ours = _kernels_have((x, h, c, *weights)) and not _torch_transforms()
+        if not ours and not with_options and not self._extras():
+            return super().forward(input, hx)
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, x, h, c, weights, ours)
+        B = 1 if x.dim() == 2 else x.size(0 if self.batch_first else 1)
+        call = Call(
+            self.batch_first and x.dim() == 3,
+            None if lengths is None else _lengths(lengths, x.numel() // max(1, B * x.size(-1)), B),
+            None if resets is None else _resets(resets, x),
+            *self._dropout(),
+        )
+        y, *final = self._run(call, x, h, c, weights, ours)
+        return y, tuple(final) if self.mode == "LSTM" else final[0]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give torch.jit.script, which cannot compile our kernels, torch's own module."""
+        if self._extras():
+            raise TypeError(f"torch.jit.script: torch.nn has no {self!r}")
+        return _torchs_twin(self)
+
+    def _refuse(self, input: Any, hx: Any) -> Any:
+        """Have torch say what is wrong, or take what only it can."""
+        if not self._extras():
+            return super().forward(input, hx)
+        raise ValueError(
+            f"input, hx: expected a sequence of {self.input_size} inputs and a state of"
+            f" {self._spec().state_size} units, got {_described(input)} and {_described(hx)}"
+        )
+
+    def _fits(self, x: Tensor, h: Any, c: Any, input: Any) -> bool:
+        """Whether the shapes do."""
+        spec = self._spec()
+        packed = isinstance(input, PackedSequence)
+        if x.dim() != 2 and (packed or x.dim() != 3):
+            return False
+        if x.size(-1) != self.input_size:
+            return False
+        if h is None:
+            return True
+        chains = spec.num_layers * spec.directions
+        rows: tuple[int, ...] = ()
+        if packed:
+            rows = (int(input.batch_sizes[0]),)
+        elif x.dim() == 3:
+            rows = (x.size(0 if self.batch_first else 1),)
+        if h.shape != (chains, *rows, spec.state_size):
+            return False
+        return c is None or c.shape == (chains, *rows, spec.hidden_size)
+
+    def _dropout(self) -> tuple[float, Any]:
+        if not self.training or not self.dropout or self.num_layers == 1:
+            return 0.0, 0
+        return self.dropout, ops.draw_seed()
+
+    def _run(
+        self, call: Call, x: Tensor, h: Any, c: Any, weights: list[Tensor], ours: bool
+    ) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling() and ours:
+            return ops.run(self._spec(), call, x, h, c, weights)
+        call = call._replace(seed=int(call.seed))
+        network = self._network()
+        return (network if ours else network.composite)(call, x, h, c, weights)
+
+    def _run_packed(
+        self,
+        packed: PackedSequence,
+        data: Tensor,
+        h: Any,
+        c: Any,
+        weights: list[Tensor],
+        ours: bool,
+    ) -> tuple[Any, Any]:
+        """Pad, run with lengths, and pack again."""
+        _, batch_sizes, sorted_indices, unsorted_indices = packed
+        T, B = len(batch_sizes), int(batch_sizes[0])
+        present = torch.arange(B) < batch_sizes[:, None]
+        places = present.flatten().nonzero().flatten().to(data.device)
+        x = data.new_zeros(T * B, data.size(-1)).index_copy(0, places, data).view(T, B, -1)
+        if h is not None:
+            state = h if c is None else (h, c)
+            state = self.permute_hidden(state, sorted_indices)
+            h, c = (state, None) if c is None else state
+        call = Call(False, present.sum(0), None, *self._dropout())
+        y, *final = self._run(call, x, h, c, weights, ours)
+        output = PackedSequence(
+            y.flatten(0, 1).index_select(0, places), batch_sizes, sorted_indices, unsorted_indices
+        )
+        state = tuple(final) if self.mode == "LSTM" else final[0]
+        return output, self.permute_hidden(state, unsorted_indices)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
+        return f"({', '.join(map(_described, value))})"
+    return type(value).__name__
+
+
+def _lengths(lengths: Any, T: int, B: int) -> Tensor:
+    lengths = torch.as_tensor(lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers ({B},), got {_described(lengths)}")
+    if lengths.shape != (B,):
+        raise ValueError(f"lengths: expected integers ({B},), got {_described(lengths)}")
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > T)).any()):
+        raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths.tolist()}")
+    return lengths.to("cpu", torch.int64)
+
+
+def _resets(resets: Any, x: Tensor) -> Tensor:
+    resets = torch.as_tensor(resets, device=x.device)
+    expected = f"resets: expected bools {tuple(x.shape[:-1])}, got {_described(resets)}"
+    if resets.dtype != torch.bool:
+        raise TypeError(expected)
+    if resets.shape != x.shape[:-1]:
+        raise ValueError(expected)
+    return resets
+
+
+def _torchs_twin(module: nn.Module) -> nn.Module:
+    """Torch's own module with the same parameters."""
+    twin = copy.copy(module)
+    twin.__class__ = next(
+        kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.")
+    )
+    return twin
+
+
+class RNN(Sequence, nn.RNN):
+    """`torch.nn.RNN` with the kernels inside.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of ``torch.nn.RNN``.
+    merge, residual
+        As of `fastrnn.RNN`.
+    """
+
+    def __init__(
+        self, *args: Any, merge: str = "concat", residual: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_extras(merge, residual, _dtype_and_device(kwargs))
+
+    def _cell(self) -> str:
+        return "rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"
+
+
+class LSTM(Sequence, nn.LSTM):
+    """`torch.nn.LSTM` with the kernels inside.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of ``torch.nn.LSTM``.
+    peephole, merge, residual
+        As of `fastrnn.LSTM`.
+
+    Examples
+    --------
+    >>> import torch, fastrnn.torch
+    >>> layer = fastrnn.torch.LSTM(8, 16, bidirectional=True)
+    >>> output, (h, c) = layer(torch.zeros(5, 3, 8), lengths=torch.tensor([5, 2, 0]))
+    >>> output.shape
+    torch.Size([5, 3, 32])
+    """
+
+    peephole: bool = False
+    _EXTRAS = ("peephole", "merge", "residual")
+
+    def __init__(
+        self,
+        *args: Any,
+        peephole: bool = False,
+        merge: str = "concat",
+        residual: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        given = _dtype_and_device(kwargs)
+        if functional.boolean("peephole", peephole):
+            self._add_peepholes(given)
+        self._set_extras(merge, residual, given)
+
+    def _add_peepholes(self, dtype_and_device: dict[str, Any]) -> None:
+        self.peephole = True
+        bound = self.hidden_size**-0.5
+        for names in self._all_weights:
+            name = names[0].replace("weight_ih", "weight_peep")
+            weight = torch.empty(3, self.hidden_size, **dtype_and_device).uniform_(-bound, bound)
+            setattr(self, name, nn.Parameter(weight))
+            names.append(name)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+
+    def _cell(self) -> str:
+        return "lstm_peephole" if self.peephole else "lstm"
+
+
+class GRU(Sequence, nn.GRU):
+    """`torch.nn.GRU` with the kernels inside.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of ``torch.nn.GRU``.
+    reset_after, merge, residual
+        As of `fastrnn.GRU`.
+    """
+
+    reset_after: bool = True
+    _EXTRAS = ("reset_after", "merge", "residual")
+
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        merge: str = "concat",
+        residual: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.reset_after = functional.boolean("reset_after", reset_after)
+        self._set_extras(merge, residual, _dtype_and_device(kwargs))
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+def _dtype_and_device(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in ("dtype", "device") if name in kwargs}
+
+
+class _Cell(_Kernels, nn.RNNCellBase):
+    """What `RNNCell`, `LSTMCell` and `GRUCell` share."""
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _spec(self) -> Spec:
+        sizes = (self.input_size, self.hidden_size)
+        return Spec(self._cell(), *sizes, 1, False, 0, self.bias, "concat", False)
+
+    def _weights(self) -> list[Tensor]:
+        if self.bias:
+            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        return [self.weight_ih, self.weight_hh]
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Run one step, as torch's module does."""
+        spec = self._spec()
+        weights = self._weights()
+        state = _parts(hx, spec.has_cell_state)
+        if state is None or not isinstance(input, torch.Tensor):
+            return super().forward(input, hx)
+        x, h, c = self._cast(input, *state, weights)
+        expected = (*x.shape[:-1], self.hidden_size)
+        if (
+            x.dim() not in (1, 2)
+            or x.size(-1) != self.input_size
+            or any(part is not None and part.shape != expected for part in (h, c))
+            or not _kernels_have((x, h, c, *weights))
+            or _torch_transforms()
+        ):
+            return super().forward(input, hx)
+        h, c = (None if part is None else part[None] for part in (h, c))
+        if torch.compiler.is_compiling():
+            _, *final = ops.run(spec, Call(), x[None], h, c, weights)
+        else:
+            _, *final = self._network().step(x, h, c, weights)
+        return (final[0][0], final[1][0]) if spec.has_cell_state else final[0][0]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give torch.jit.script, which cannot compile our kernels, torch's own module."""
+        return _torchs_twin(self)
+
+
+class RNNCell(_Cell, nn.RNNCell):
+    """`torch.nn.RNNCell` with the kernels inside."""
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class LSTMCell(_Cell, nn.LSTMCell):
+    """`torch.nn.LSTMCell` with the kernels inside.
+
+    Examples
+    --------
+    >>> import torch, fastrnn.torch
+    >>> cell = fastrnn.torch.LSTMCell(8, 16)
+    >>> h, c = cell(torch.zeros(3, 8))
+    >>> h.shape
+    torch.Size([3, 16])
+    """
+
+    def _cell(self) -> str:
+        return "lstm"
+
+
+class GRUCell(_Cell, nn.GRUCell):
+    """`torch.nn.GRUCell` with the kernels inside."""
+
+    def _cell(self) -> str:
+        return "gru"

@@ -1,0 +1,307 @@
+"""Tensors in, tensors out: the kernels behind torch's autograd, without a copy either way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fastrnn import functional
+from fastrnn.torch import composite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fastrnn.functional import FloatArray, Tape
+    from fastrnn.torch.composite import Spec
+
+__all__ = ["DTYPES", "Call", "Kept", "Network", "gradients"]
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().numpy()
+
+
+def _optional_array(tensor: Tensor | None) -> NDArray[Any] | None:
+    return None if tensor is None else tensor.detach().numpy()
+
+
+class Call(NamedTuple):
+    """What a call is given besides tensors that can have gradients."""
+
+    batch_first: bool = False
+    lengths: Tensor | None = None
+    resets: Tensor | None = None  # laid out as the input
+    dropout: float = 0.0
+    seed: Any = 0  # a Tensor while torch traces
+
+
+class Network:
+    """The kernels of one configuration, with packed weights for repeated inference.
+
+    Parameters
+    ----------
+    spec : Spec
+        The configuration.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._engines: dict[torch.dtype, functional.Engine] = {}
+        self._packed: list[tuple[Tensor, int, int]] | None = None
+
+    def __reduce__(self) -> tuple[type[Network], tuple[Spec]]:
+        return Network, (self.spec,)  # engines can neither be copied nor pickled
+
+    def engine(self, dtype: torch.dtype) -> functional.Engine:
+        """Kernels for one dtype."""
+        engine = self._engines.get(dtype)
+        if engine is None:
+            engine = self._engines[dtype] = functional.Engine(*self.spec, DTYPES[dtype])
+        return engine
+
+    def packed_engine(self, weights: Sequence[Tensor]) -> functional.Engine:
+        """Kernels that hold `weights`, packed anew where a tensor or its version is another.
+
+        A write through ``.data``, which torch does not count, shows in a sample of every tensor's
+        values unless it spares them all.
+        """
+        engine = self.engine(weights[0].dtype)
+        packed = self._packed
+        if packed is None or len(packed) != len(weights):
+            return self._pack(engine, weights)
+        for tensor, (known, version, address) in zip(weights, packed, strict=True):
+            if tensor is not known or tensor._version != version or tensor.data_ptr() != address:
+                return self._pack(engine, weights)
+        return self._pack(engine, weights) if engine.changed() else engine
+
+    def _pack(self, engine: functional.Engine, weights: Sequence[Tensor]) -> functional.Engine:
+        self._packed = None
+        engine.pack(tuple(_array(weight) for weight in weights))
+        if not any(weight.is_inference() for weight in weights):  # which have no versions
+            self._packed = [(weight, weight._version, weight.data_ptr()) for weight in weights]
+        return engine
+
+    def __call__(
+        self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Run over whole sequences: y, h and, of an LSTM, c."""
+        if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
+            result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
+            return result
+        y, state = _forward(self.packed_engine(weights), call, x, h0, c0, None)
+        return _tensors(y, state)
+
+    def step(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Run one step of `x` (B, I) or (I,): y, h and, of an LSTM, c."""
+        if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
+            y, *state = self(Call(), x[None], h0, c0, weights)
+            return (y[0], *state)
+        engine = self.packed_engine(weights)
+        return _tensors(*engine.step(_array(x), _state(h0, c0)))
+
+    def composite(
+        self,
+        call: Call,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Run as torch operations over `x` of any layout."""
+        with torch.autocast(x.device.type, enabled=False):
+            batched = x.dim() == 3
+            resets = call.resets
+            if not batched:
+                x, h0, c0 = x[:, None], _batch_of_one(h0), _batch_of_one(c0)
+                resets = None if resets is None else resets[:, None]
+            elif call.batch_first:
+                x = x.transpose(0, 1)
+                resets = None if resets is None else resets.transpose(0, 1)
+            masks = self._masks(call, x)
+            y, h, c = composite.run(self.spec, x, h0, c0, weights, call.lengths, resets, masks)
+            if not batched:
+                y, h, c = y[:, 0], h[:, 0], c[:, 0]
+            elif call.batch_first:
+                y = y.transpose(0, 1)
+        return (y, h, c) if self.spec.has_cell_state else (y, h)
+
+    def _masks(self, call: Call, x: Tensor) -> list[Tensor]:
+        """Those that the kernels draw."""
+        if not call.dropout:
+            return []
+        shape = (*x.shape[:2], self.spec.output_size)
+        masks = (
+            functional.dropout_mask(shape, call.dropout, call.seed, layer)
+            for layer in range(self.spec.num_layers - 1)
+        )
+        scale = 1 / (1 - call.dropout) if call.dropout < 1 else 0.0
+        return [torch.from_numpy(mask != 0).to(x.device, x.dtype) * scale for mask in masks]
+
+
+def _batch_of_one(state: Tensor | None) -> Tensor | None:
+    return None if state is None else state[:, None]
+
+
+def _any_requires_grad(
+    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]
+) -> bool:
+    return (
+        x.requires_grad
+        or (h0 is not None and h0.requires_grad)
+        or (c0 is not None and c0.requires_grad)
+        or any(weight.requires_grad for weight in weights)
+    )
+
+
+def _state(h: Tensor | None, c: Tensor | None) -> Any:
+    if h is None:
+        return None
+    return _array(h) if c is None else (_array(h), _array(c))
+
+
+def _tensors(y: FloatArray, state: Any) -> tuple[Tensor, ...]:
+    if isinstance(state, tuple):
+        return (torch.from_numpy(y), *map(torch.from_numpy, state))
+    return torch.from_numpy(y), torch.from_numpy(state)
+
+
+def _forward(
+    engine: functional.Engine,
+    call: Call,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    parameters: tuple[FloatArray, ...] | None,
+) -> Any:
+    return engine.forward(
+        _array(x),
+        _state(h0, c0),
+        _optional_array(call.lengths),
+        _optional_array(call.resets),
+        call.batch_first,
+        call.dropout,
+        call.seed,
+        parameters,
+        False,  # torch's version counters guard what the tape refers to
+    )
+
+
+class Kept:
+    """What a forward pass leaves for backward, and whether it is still what it was."""
+
+    def __init__(self, tape: Tape, y: Tensor) -> None:
+        self.tape = tape
+        self._y = y.detach()  # shares memory and version; y itself would refer to us
+        self._version = y._version
+
+    def usable(self) -> bool:
+        return not self.tape.consumed and self._y._version == self._version
+
+
+class _Differentiable(torch.autograd.Function):
+    """The kernels, forward and backward; backward itself is differentiable by the composite."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        network: Network,
+        call: Call,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        engine = network.engine(x.dtype)
+        parameters = tuple(_array(weight) for weight in weights)
+        ctx.network, ctx.call, ctx.kept = network, call, None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, c0, *weights)
+        y, state, tape = _forward(engine, call, x, h0, c0, parameters)
+        outputs = _tensors(y, state)
+        # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            ctx.kept = Kept(tape, outputs[0])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, h0, c0, *weights = ctx.saved_tensors
+        count = 5 + len(weights)
+        if all(grad is None for grad in grads):
+            return (None,) * count
+        network, call, needs = ctx.network, ctx.call, ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph
+            found = _composite_gradients(network, call, (x, h0, c0, *weights), needs[2:], grads)
+            return (None, None, *found)
+        found = gradients(network, call, x, h0, c0, weights, grads, ctx.kept, needs[2])
+        return (
+            None,
+            None,
+            *(gradient if need else None for gradient, need in zip(found, needs[2:], strict=True)),
+        )
+
+
+def gradients(
+    network: Network,
+    call: Call,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    kept: Kept | None,
+    needs_x: bool,
+) -> list[Tensor | None]:
+    """Gradients of x, h0, c0 and the weights, from those of y, h and, of an LSTM, c.
+
+    Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
+    """
+    engine = network.engine(x.dtype)
+    parameters = tuple(_array(weight) for weight in weights)
+    if kept is None or not kept.usable():
+        # A second backward, or an output that was changed in place: the same bits once more.
+        _, _, tape = _forward(engine, call, x, h0, c0, parameters)
+    else:
+        tape = kept.tape
+    grad_y, grad_h, *grad_c = map(_optional_array, grads)
+    grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
+    grad_x, grad_initial, found = engine.backward(
+        tape, parameters, grad_y, grad_state, False, needs_x
+    )
+    grad_h0, grad_c0 = grad_initial if grad_c else (grad_initial, None)
+    arrays = (grad_x, grad_h0, grad_c0, *found)
+    return [None if array is None else torch.from_numpy(array) for array in arrays]
+
+
+def _composite_gradients(
+    network: Network,
+    call: Call,
+    inputs: tuple[Tensor | None, ...],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients that know where they come from."""
+    with torch.enable_grad():
+        x, h0, c0, *weights = inputs
+        assert x is not None
+        outputs = network.composite(call, x, h0, c0, [w for w in weights if w is not None])
+        given = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
+        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in given],
+                [tensor for tensor in wanted if tensor is not None],
+                [grad for _, grad in given],
+                create_graph=True,
+                allow_unused=True,
+            )
+        )
+        return [next(found) if need else None for need in needs]
