@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "dlpack.h"
 #include "parallel.h"
 #include "random.h"
 #include "rnn.h"
@@ -81,6 +82,83 @@ std::string type_name(py::handle object) {
   return py::str(py::type::of(object).attr("__name__")).cast<std::string>();
 }
 
+// The tensor classes of torch, once it is there, and how to read their objects.
+struct TensorTypes {
+  PyTypeObject *tensor = nullptr, *parameter = nullptr;
+  const dlpack::Exchange* exchange = nullptr;
+};
+TensorTypes tensor_types;
+
+// Nothing where the object is no tensor of exactly those classes, or none that lies on the CPU as plain
+// values.
+std::optional<dlpack::Tensor> view_tensor(py::handle object) {
+  const PyTypeObject* const type = Py_TYPE(object.ptr());
+  if (!tensor_types.exchange || (type != tensor_types.tensor && type != tensor_types.parameter)) return {};
+  dlpack::Tensor view;
+  if (tensor_types.exchange->view(object.ptr(), &view) != 0) {
+    PyErr_Clear();
+    return {};
+  }
+  if (view.device_type != dlpack::cpu || view.dtype.lanes != 1) return {};
+  return view;
+}
+
+PyObject* descriptor_of(const dlpack::DataType& type) {
+  static PyObject* const native[] = {
+      py::dtype::of<float>().release().ptr(), py::dtype::of<double>().release().ptr(),
+      py::dtype::of<std::int64_t>().release().ptr(), py::dtype::of<bool>().release().ptr()};
+  if (type.code == 2 && type.bits == 32) return native[0];
+  if (type.code == 2 && type.bits == 64) return native[1];
+  if (type.code == 0 && type.bits == 64) return native[2];
+  return type.code == 6 && type.bits == 8 ? native[3] : nullptr;
+}
+
+// An array on the memory of a tensor, or null.
+PyObject* array_on(py::handle object) {
+  constexpr int most_axes = 8;
+  const std::optional<dlpack::Tensor> view = view_tensor(object);
+  PyObject* const descriptor = view ? descriptor_of(view->dtype) : nullptr;
+  if (!descriptor || view->ndim > most_axes) return nullptr;
+  const auto& api = py::detail::npy_api::get();
+  Py_intptr_t shape[most_axes], strides[most_axes];
+  for (int axis = 0; axis < view->ndim; ++axis) {
+    shape[axis] = static_cast<Py_intptr_t>(view->shape[axis]);
+    strides[axis] = static_cast<Py_intptr_t>(view->strides[axis] * (view->dtype.bits / 8));
+  }
+  PyObject* const array = api.PyArray_NewFromDescr_(
+      api.PyArray_Type_, py::handle(descriptor).inc_ref().ptr(), view->ndim, shape, strides,
+      static_cast<char*>(view->data) + view->byte_offset, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr);
+  if (!array) throw py::error_already_set();
+  api.PyArray_SetBaseObject_(array, object.inc_ref().ptr());
+  return array;
+}
+
+// 32 or 64 where all objects but None are tensors of that floating-point type, on the CPU; else 0.
+int common_bits(const py::args& tensors) {
+  int bits = 0;
+  for (const py::handle tensor : tensors) {
+    if (tensor.is_none()) continue;
+    const std::optional<dlpack::Tensor> view = view_tensor(tensor);
+    if (!view || view->dtype.code != dlpack::floating_point || view->dtype.bits < 32) return 0;
+    if (bits && bits != view->dtype.bits) return 0;
+    bits = view->dtype.bits;
+  }
+  return bits;
+}
+
+// Returns whether such tensors can be read.
+bool read_tensors_of(const py::type& tensor, const py::type& parameter) {
+  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return false;
+  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+  const auto* const exchange =
+      static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
+  if (!exchange) throw py::error_already_set();
+  if (exchange->major != 1 || !exchange->view) return false;
+  tensor_types = {reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
+                  reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()), exchange};
+  return true;
+}
+
 // Anything NumPy can view without a copy, so no lists and no numbers.
 py::array as_array(const char* name, py::handle object) {
   static PyTypeObject* const exact = py::detail::npy_api::get().PyArray_Type_;
@@ -91,6 +169,7 @@ py::array as_array(const char* name, py::handle object) {
     }
     return py::reinterpret_borrow<py::array>(object);
   }
+  if (PyObject* const array = array_on(object)) return py::reinterpret_steal<py::array>(array);
   std::string message = std::string(name) + ": expected an array, got " + type_name(object);
   if (!py::hasattr(object, "__array__") && !PyObject_CheckBuffer(object.ptr())) throw py::type_error(message);
   PyObject* array = py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr);
@@ -232,13 +311,13 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
-  // Whether a sample of the values that were packed is another now: all of a small array, some of a large
-  // one.
-  virtual bool changed() const = 0;
+  // Packs tensors unless they are those that are packed: by identity, by version, and by their values, of
+  // which it takes a sample unless told to be exact. Returns false where that would cost as much as packing.
+  virtual bool hold(const py::sequence& tensors, bool exact) = 0;
   virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
-                            bool batch_first, double dropout, std::uint64_t seed, py::handle parameters,
-                            bool guard) = 0;
+                            bool batch_first, double dropout, std::uint64_t seed, bool keep,
+                            py::handle parameters, bool guard) = 0;
   // Raises where a call would.
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
@@ -260,7 +339,13 @@ class TypedEngine final : public Engine {
       : Engine(config),
         network_(make_cpu_network<T>(config)),
         parameters_(parameters_of(config)),
-        rooms_(network_->gradient_rooms()) {}
+        rooms_(network_->gradient_rooms()) {
+    for (const Parameter& parameter : parameters_) {
+      std::int64_t count = 1;
+      for (const std::int64_t size : parameter.shape) count *= size;
+      parameter_count_ += count;
+    }
+  }
 
   void pack(const py::sequence& arrays) override {
     std::vector<py::array> held;
@@ -272,13 +357,29 @@ class TypedEngine final : public Engine {
     }
     weights_ = std::move(packed);
     packed_ = std::move(held);
-    for (std::size_t i = 0; i < packed_.size(); ++i) {
-      if (!packed_[i].is(arrays[i])) packed_.clear();  // a copy does not change with its original
-    }
-    packed_sample_ = sample();
+    held_.clear();
   }
 
-  bool changed() const override { return packed_.empty() || sample() != packed_sample_; }
+  bool hold(const py::sequence& tensors, bool exact) override {
+    constexpr std::int64_t most_checked = 1 << 20;  // bytes, and below them one thread is enough
+    if (exact && parameter_count_ * std::int64_t{sizeof(T)} > most_checked) return false;
+    if (holds(tensors, exact)) return true;
+    pack(tensors);
+    for (std::size_t i = 0; i < packed_.size(); ++i) {
+      const py::object tensor = tensors[i];
+      const std::optional<long> version = version_of(tensor);
+      const std::optional<dlpack::Tensor> view = view_tensor(tensor);
+      if (!version || !view ||
+          address(*view) != data_of<char>(packed_[i])) {  // a copy does not change with it
+        held_.clear();
+        return true;
+      }
+      held_.push_back({tensor, *version});
+    }
+    sample_ = checksum(false);
+    checksum_ = exact ? std::optional(checksum(true)) : std::nullopt;
+    return true;
+  }
 
   void release() override {
     idle_tapes_.clear();
@@ -309,9 +410,8 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
-                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed,
+                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed, bool keep,
                     py::handle parameters_object, bool guard) override {
-    const bool keep = !parameters_object.is_none();
     Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
     const Layout& layout = sequence.layout;
     Forward<T>& call = sequence.call;
@@ -324,7 +424,7 @@ class TypedEngine final : public Engine {
     }
     call.dropout = dropout;
     call.seed = seed;
-    call.guard = guard;
+    call.guard = guard && !parameters_object.is_none();
 
     const std::int64_t width = config_.output_size();
     py::array y = keep ? layout.sequence<T>(width, *pool_) : layout.sequence<T>(width);
@@ -334,19 +434,23 @@ class TypedEngine final : public Engine {
     if (!keep) return finish(std::move(y), layout, call);
 
     std::vector<py::array> held_parameters;
-    const std::vector<const T*> parameters =
-        read_parameters(py::reinterpret_borrow<py::sequence>(parameters_object), held_parameters);
+    std::vector<const T*> parameters;
+    if (!parameters_object.is_none()) {
+      parameters = read_parameters(py::reinterpret_borrow<py::sequence>(parameters_object), held_parameters);
+      call.parameters = parameters.data();
+    }
     auto kept = std::make_unique<TypedKeptCall<T>>();
     kept->tape = take(idle_tapes_);
     if (!kept->tape) kept->tape = network_->make_tape();
-    kept->block = pool_->take(block_bytes());
+    if (call.parameters) {
+      kept->block = pool_->take(block_bytes());
+      call.scratch = kept->block.data();
+    }
     kept->x = sequence.x;
     kept->y = y;
     kept->layout = layout;
     kept->maker = identity_;
     call.tape = kept->tape.get();
-    call.parameters = parameters.data();
-    call.scratch = kept->block.data();
     const py::tuple result = finish(y, layout, call);
     auto tape = std::unique_ptr<KeptCall>(std::move(kept));
     if (!guard) return py::make_tuple(result[0], result[1], std::move(tape));
@@ -449,15 +553,49 @@ class TypedEngine final : public Engine {
   }
 
  private:
-  std::uint64_t sample() const {
+  struct HeldTensor {
+    py::object tensor;
+    long version;
+  };
+
+  static char* address(const dlpack::Tensor& view) {
+    return static_cast<char*>(view.data) + view.byte_offset;
+  }
+
+  // None of a tensor that was made in inference mode: it counts none.
+  static std::optional<long> version_of(py::handle tensor) {
+    static PyObject* const name = PyUnicode_InternFromString("_version");
+    const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), name));
+    if (!version) {
+      PyErr_Clear();
+      return {};
+    }
+    return PyLong_AsLong(version.ptr());
+  }
+
+  bool holds(const py::sequence& tensors, bool exact) const {
+    if (held_.empty() || py::len(tensors) != held_.size() || (exact && !checksum_)) return false;
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      const py::object tensor = tensors[i];
+      if (!tensor.is(held_[i].tensor) || version_of(tensor) != held_[i].version) return false;
+      const std::optional<dlpack::Tensor> view = view_tensor(tensor);
+      if (!view || address(*view) != data_of<char>(packed_[i])) return false;
+    }
+    return exact ? checksum(true) == *checksum_ : checksum(false) == sample_;
+  }
+
+  // Of all values of the packed arrays, or of all of a small one and some of a large one.
+  std::uint64_t checksum(bool exact) const {
     constexpr std::int64_t most = 64;
-    std::uint64_t hash = 14695981039346656037u;  // FNV-1a, a value at a time
+    std::uint64_t hash = 14695981039346656037u;  // FNV-1a, 64 bits at a time
+    const auto take = [&](std::uint64_t bits) { hash = (hash ^ bits) * 1099511628211u; };
     for (const py::array& array : packed_) {
       const std::int64_t size = array.size(), step = std::max<std::int64_t>(1, size / most);
-      for (std::int64_t i = 0; i < size; i += step) {
+      if (exact) take(kernel_table().of<T>().checksum(data_of<const T>(array), size));
+      for (std::int64_t i = 0; !exact && i < size; i += step) {
         std::uint64_t bits = 0;
         std::memcpy(&bits, data_of<const T>(array) + i, sizeof(T));
-        hash = (hash ^ bits) * 1099511628211u;
+        take(bits);
       }
     }
     return hash;
@@ -648,7 +786,7 @@ class TypedEngine final : public Engine {
 
   // Makes the state arrays, runs the call, and returns (y, state).
   py::tuple finish(py::array y, const Layout& layout, Forward<T>& call) {
-    if (!weights_ && !call.tape) throw std::runtime_error("pack the parameters first");
+    if (!weights_ && !call.parameters) throw std::runtime_error("pack the parameters first");
     py::object hn = state_array(config_.state_size(), layout), cn;
     call.hn = data_of<T>(hn);
     if (config_.has_cell_state()) {
@@ -686,9 +824,12 @@ class TypedEngine final : public Engine {
   const std::unique_ptr<Network<T>> network_;
   const std::vector<Parameter> parameters_;
   const std::vector<std::int64_t> rooms_;
+  std::int64_t parameter_count_ = 0;
   std::shared_ptr<const Weights<T>> weights_;
   std::vector<py::array> packed_;  // what they were packed from
-  std::uint64_t packed_sample_ = 0;
+  std::vector<HeldTensor> held_;   // and, of `hold`, the tensors that those arrays view
+  std::uint64_t sample_ = 0;
+  std::optional<std::uint64_t> checksum_;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
   std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
@@ -832,6 +973,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_num_threads", &set_num_threads, "n"_a);
   m.def("get_num_threads", &num_threads);
   m.def("activation", &activation, "name"_a, "x"_a);
+  m.def("read_tensors_of", &read_tensors_of, "tensor"_a, "parameter"_a);
+  m.def("common_bits", &common_bits);
   m.def("dropout_mask", &dropout_mask, "shape"_a, "dropout"_a, "seed"_a, "layer"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
@@ -857,10 +1000,10 @@ PYBIND11_MODULE(_core, m) {
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
-      .def("changed", &Engine::changed)
+      .def("hold", &Engine::hold, "tensors"_a, "exact"_a)
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "parameters"_a, "guard"_a)
+           "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a)

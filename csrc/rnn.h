@@ -102,11 +102,12 @@ struct Forward {
   T* cn = nullptr;  // (D*L, B, H)
 
   // For training: the tape is filled, x is one aligned block without gaps, and the weights are those of
-  // `parameters`, packed into `scratch` (scratch_bytes(), on a cache line), which is free after the call.
+  // `parameters`, if they are given, packed into `scratch` (scratch_bytes(), on a cache line), which is free
+  // after the call.
   Tape<T>* tape = nullptr;
   const T* const* parameters = nullptr;
   void* scratch = nullptr;
-  bool guard = true;  // have backward raise where x or a parameter has changed
+  bool guard = true;  // have backward raise where x or one of the given parameters has changed
 };
 
 // One backward call: dL/d(input, initial state, parameters) from dL/d(output, final state). Outputs overlap
@@ -152,7 +153,7 @@ class Network {
   virtual std::unique_ptr<Weights<T>> pack(const T* const* parameters) const = 0;
   virtual std::unique_ptr<Workspace> make_workspace() const = 0;
   virtual std::unique_ptr<Tape<T>> make_tape() const = 0;
-  // `weights`: unused in training.
+  // `weights`: unused where the call has parameters.
   virtual void forward(const Weights<T>* weights, Workspace& workspace, const Forward<T>& call) const = 0;
   virtual std::size_t scratch_bytes() const = 0;
   virtual void backward(Tape<T>& tape, Workspace& workspace, const Backward<T>& call) const = 0;

@@ -65,7 +65,7 @@ class ForwardWorker : Member {
   }
 
   void run() {
-    if (tape_) {
+    if (forward_.parameters) {
       if (forward_.guard) take_checksums();
       pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
       meet_all();
@@ -532,9 +532,11 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
   CpuWeights<T> packed;
   if (tape) {
     tape->begin(driver.config, driver.plan, driver.kernels.lanes, call);
-    Arena arena(call.scratch);
-    lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
-    weights = &packed;
+    if (call.parameters) {
+      Arena arena(call.scratch);
+      lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
+      weights = &packed;
+    }
     workspace.deal(tape->order);
     workspace.order.equal_steps = -1;
   } else {

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, TypedDict, overload
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ def config() -> _Config: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def activation(name: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]: ...
+def read_tensors_of(tensor: type, parameter: type) -> bool: ...
+def common_bits(*tensors: Any) -> int: ...
 def dropout_mask(
     shape: tuple[int, int, int], dropout: float, seed: int, layer: int
 ) -> NDArray[np.float32]: ...
@@ -49,34 +51,21 @@ class Engine:
         dtype: str,
     ) -> None: ...
     def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
-    def changed(self) -> bool: ...
+    def hold(self, tensors: Sequence[Any], exact: bool) -> bool: ...
     def release(self) -> None: ...
-    @overload
     def forward(
         self,
-        x: NDArray[np.floating[Any]],
+        x: Any,
         state: Any,
         lengths: NDArray[np.int64] | None,
         resets: NDArray[np.bool_] | None,
         batch_first: bool,
         dropout: float,
         seed: int,
-        parameters: None,
+        keep: bool,
+        parameters: Sequence[Any] | None,
         guard: bool,
-    ) -> tuple[NDArray[np.floating[Any]], Any]: ...
-    @overload
-    def forward(
-        self,
-        x: NDArray[np.floating[Any]],
-        state: Any,
-        lengths: NDArray[np.int64] | None,
-        resets: NDArray[np.bool_] | None,
-        batch_first: bool,
-        dropout: float,
-        seed: int,
-        parameters: Sequence[NDArray[np.floating[Any]]],
-        guard: bool,
-    ) -> tuple[NDArray[np.floating[Any]], Any, Tape]: ...
+    ) -> Any: ...
     def check(
         self,
         x: NDArray[np.floating[Any]],

@@ -20,10 +20,12 @@ from fastrnn._core import (
     Tape,
     __version__,
     activation,
+    common_bits,
     config,
     dropout_mask,
     fma_peak,
     read_bandwidth,
+    read_tensors_of,
 )
 from fastrnn._core import get_num_threads as _get_num_threads
 from fastrnn._core import set_num_threads as _set_num_threads
@@ -50,12 +52,14 @@ __all__ = [
     "__version__",
     "activation",
     "backward",
+    "common_bits",
     "config",
     "dropout_mask",
     "fma_peak",
     "forward",
     "get_num_threads",
     "read_bandwidth",
+    "read_tensors_of",
     "set_num_threads",
     "show_config",
     "view",
@@ -253,7 +257,8 @@ def forward(
         With `parameters`: to be given to `backward`.
     """
     arrays = sequence(x, state, lengths, resets)
-    return engine.forward(*arrays, batch_first, dropout, seed, parameters, True)
+    keep = parameters is not None
+    return engine.forward(*arrays, batch_first, dropout, seed, keep, parameters, keep)
 
 
 def backward(

@@ -12,11 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import functional
 from fastrnn.torch import ops
 from fastrnn.torch.composite import Spec
-from fastrnn.torch.network import DTYPES, Call, Network
+from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -24,21 +22,23 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-def _kernels_have(tensors: Iterable[Tensor | None]) -> bool:
+def _kernels_have(*tensors: Tensor | None) -> bool:
     """Whether all are common tensors on the CPU, of one dtype that the kernels have."""
-    dtype = None
-    compiling = torch.compiler.is_compiling()
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if not compiling and (type(tensor) not in _PLAIN or tensor.is_neg()):
-            return False
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            return False
-        if tensor.dtype not in DTYPES or (dtype is not None and tensor.dtype != dtype):
-            return False
-        dtype = tensor.dtype
-    return True
+    if READS_TENSORS and not torch.compiler.is_compiling():
+        return functional.common_bits(*tensors) != 0
+    given = [tensor for tensor in tensors if tensor is not None]
+    dtype = given[0].dtype
+    return (
+        dtype in DTYPES
+        and all(
+            tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.dtype == dtype
+            for tensor in given
+        )
+        and (
+            torch.compiler.is_compiling()
+            or all(type(tensor) in _PLAIN and not tensor.is_neg() for tensor in given)
+        )
+    )
 
 
 def _torch_transforms() -> bool:
@@ -180,7 +180,7 @@ class Sequence(_Kernels, nn.RNNBase):
         x, h, c = self._cast(x, *state, weights)
         if not self._fits(x, h, c, input):
             return self._refuse(input, hx)
-        ours = _kernels_have((x, h, c, *weights)) and not _torch_transforms()
+        ours = _kernels_have(x, h, c, *weights) and not _torch_transforms()
         if not ours and not with_options and not self._extras():
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
@@ -191,6 +191,7 @@ class Sequence(_Kernels, nn.RNNBase):
             None if lengths is None else _lengths(lengths, x.numel() // max(1, B * x.size(-1)), B),
             None if resets is None else _resets(resets, x),
             *self._dropout(),
+            self.training,
         )
         y, *final = self._run(call, x, h, c, weights, ours)
         return y, tuple(final) if self.mode == "LSTM" else final[0]
@@ -263,7 +264,7 @@ class Sequence(_Kernels, nn.RNNBase):
             state = h if c is None else (h, c)
             state = self.permute_hidden(state, sorted_indices)
             h, c = (state, None) if c is None else state
-        call = Call(False, present.sum(0), None, *self._dropout())
+        call = Call(False, present.sum(0), None, *self._dropout(), self.training)
         y, *final = self._run(call, x, h, c, weights, ours)
         output = PackedSequence(
             y.flatten(0, 1).index_select(0, places), batch_sizes, sorted_indices, unsorted_indices
@@ -444,7 +445,7 @@ class _Cell(_Kernels, nn.RNNCellBase):
             x.dim() not in (1, 2)
             or x.size(-1) != self.input_size
             or any(part is not None and part.shape != expected for part in (h, c))
-            or not _kernels_have((x, h, c, *weights))
+            or not _kernels_have(x, h, c, *weights)
             or _torch_transforms()
         ):
             return super().forward(input, hx)
@@ -452,7 +453,7 @@ class _Cell(_Kernels, nn.RNNCellBase):
         if torch.compiler.is_compiling():
             _, *final = ops.run(spec, Call(), x[None], h, c, weights)
         else:
-            _, *final = self._network().step(x, h, c, weights)
+            _, *final = self._network().step(x, h, c, weights, exact=self.training)
         return (final[0][0], final[1][0]) if spec.has_cell_state else final[0][0]
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -10,25 +10,29 @@ from fastrnn import functional
 from fastrnn.torch import composite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from fastrnn.functional import FloatArray, Tape
     from fastrnn.torch.composite import Spec
 
-__all__ = ["DTYPES", "Call", "Kept", "Network", "gradients"]
+__all__ = ["DTYPES", "READS_TENSORS", "Call", "Kept", "Network", "gradients"]
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().numpy()
+# Whether the core reads tensors where they lie (torch >= 2.10); else NumPy has to view them.
+READS_TENSORS = functional.read_tensors_of(torch.Tensor, torch.nn.Parameter)
 
 
-def _optional_array(tensor: Tensor | None) -> NDArray[Any] | None:
-    return None if tensor is None else tensor.detach().numpy()
+def _array(tensor: Any) -> Any:
+    """Return what the core can read of a tensor or None."""
+    return tensor if READS_TENSORS or tensor is None else tensor.detach().numpy()
+
+
+def _arrays(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    return tuple(tensors) if READS_TENSORS else tuple(map(_array, tensors))
 
 
 class Call(NamedTuple):
@@ -39,6 +43,7 @@ class Call(NamedTuple):
     resets: Tensor | None = None  # laid out as the input
     dropout: float = 0.0
     seed: Any = 0  # a Tensor while torch traces
+    exact: bool = True  # whether packed weights are used again only if no value has changed
 
 
 class Network:
@@ -53,7 +58,6 @@ class Network:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._engines: dict[torch.dtype, functional.Engine] = {}
-        self._packed: list[tuple[Tensor, int, int]] | None = None
 
     def __reduce__(self) -> tuple[type[Network], tuple[Spec]]:
         return Network, (self.spec,)  # engines can neither be copied nor pickled
@@ -65,26 +69,15 @@ class Network:
             engine = self._engines[dtype] = functional.Engine(*self.spec, DTYPES[dtype])
         return engine
 
-    def packed_engine(self, weights: Sequence[Tensor]) -> functional.Engine:
-        """Kernels that hold `weights`, packed anew where a tensor or its version is another.
+    def packed_engine(self, weights: list[Tensor], *, exact: bool) -> functional.Engine:
+        """Kernels that hold `weights`, packed anew where a tensor, its version or values differ.
 
-        A write through ``.data``, which torch does not count, shows in a sample of every tensor's
-        values unless it spares them all.
+        Writes through ``.data``, which torch does not count, show in the values: in any of them if
+        `exact`, else in a sample that none but writes to single elements can spare.
         """
         engine = self.engine(weights[0].dtype)
-        packed = self._packed
-        if packed is None or len(packed) != len(weights):
-            return self._pack(engine, weights)
-        for tensor, (known, version, address) in zip(weights, packed, strict=True):
-            if tensor is not known or tensor._version != version or tensor.data_ptr() != address:
-                return self._pack(engine, weights)
-        return self._pack(engine, weights) if engine.changed() else engine
-
-    def _pack(self, engine: functional.Engine, weights: Sequence[Tensor]) -> functional.Engine:
-        self._packed = None
-        engine.pack(tuple(_array(weight) for weight in weights))
-        if not any(weight.is_inference() for weight in weights):  # which have no versions
-            self._packed = [(weight, weight._version, weight.data_ptr()) for weight in weights]
+        if not (READS_TENSORS and engine.hold(weights, exact)):
+            engine.pack(_arrays(weights))
         return engine
 
     def __call__(
@@ -94,18 +87,37 @@ class Network:
         if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
             result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
             return result
-        y, state = _forward(self.packed_engine(weights), call, x, h0, c0, None)
-        return _tensors(y, state)
+        engine = self.packed_engine(weights, exact=call.exact)
+        return _tensors(*_forward(engine, call, x, h0, c0))
 
     def step(
-        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: list[Tensor],
+        *,
+        exact: bool,
     ) -> tuple[Tensor, ...]:
         """Run one step of `x` (B, I) or (I,): y, h and, of an LSTM, c."""
         if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
             y, *state = self(Call(), x[None], h0, c0, weights)
             return (y[0], *state)
-        engine = self.packed_engine(weights)
+        engine = self.packed_engine(weights, exact=exact)
         return _tensors(*engine.step(_array(x), _state(h0, c0)))
+
+    def keep(
+        self,
+        call: Call,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> tuple[FloatArray, Any, Tape]:
+        """Run as a call does, and keep what backward needs."""
+        engine = self.engine(x.dtype)
+        held = READS_TENSORS and engine.hold(weights, True)
+        return _forward(engine, call, x, h0, c0, (True, None if held else _arrays(weights), False))
 
     def composite(
         self,
@@ -179,18 +191,18 @@ def _forward(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    parameters: tuple[FloatArray, ...] | None,
+    keeping: tuple[bool, Any, bool] = (False, None, False),
 ) -> Any:
+    """Call the core; torch's version counters guard what a tape refers to, so it need not."""
     return engine.forward(
         _array(x),
         _state(h0, c0),
-        _optional_array(call.lengths),
-        _optional_array(call.resets),
+        _array(call.lengths),
+        _array(call.resets),
         call.batch_first,
         call.dropout,
         call.seed,
-        parameters,
-        False,  # torch's version counters guard what the tape refers to
+        *keeping,
     )
 
 
@@ -219,12 +231,10 @@ class _Differentiable(torch.autograd.Function):
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        engine = network.engine(x.dtype)
-        parameters = tuple(_array(weight) for weight in weights)
         ctx.network, ctx.call, ctx.kept = network, call, None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights)
-        y, state, tape = _forward(engine, call, x, h0, c0, parameters)
+        y, state, tape = network.keep(call, x, h0, c0, weights)
         outputs = _tensors(y, state)
         # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
@@ -265,16 +275,15 @@ def gradients(
     Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
     """
     engine = network.engine(x.dtype)
-    parameters = tuple(_array(weight) for weight in weights)
-    if kept is None or not kept.usable():
-        # A second backward, or an output that was changed in place: the same bits once more.
-        _, _, tape = _forward(engine, call, x, h0, c0, parameters)
-    else:
+    if kept is not None and kept.usable():
         tape = kept.tape
-    grad_y, grad_h, *grad_c = map(_optional_array, grads)
+    else:
+        # A second backward, or an output that was changed in place: the same bits once more.
+        _, _, tape = network.keep(call, x, h0, c0, weights)
+    grad_y, grad_h, *grad_c = map(_array, grads)
     grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
     grad_x, grad_initial, found = engine.backward(
-        tape, parameters, grad_y, grad_state, False, needs_x
+        tape, _arrays(weights), grad_y, grad_state, False, needs_x
     )
     grad_h0, grad_c0 = grad_initial if grad_c else (grad_initial, None)
     arrays = (grad_x, grad_h0, grad_c0, *found)
