@@ -133,6 +133,36 @@ PyObject* array_on(py::handle object) {
   return array;
 }
 
+// A new tensor (rows, n), or (n,) where rows is negative, and where its values are.
+template <class T>
+std::pair<py::object, T*> new_tensor(std::int64_t rows, std::int64_t n) {
+  struct Block {
+    dlpack::Owned owned;
+    std::int64_t shape[2], strides[2];
+  };
+  constexpr std::size_t header = (sizeof(Block) + cache_line - 1) / cache_line * cache_line;
+  const int axes = rows < 0 ? 1 : 2;
+  const std::size_t bytes = static_cast<std::size_t>((axes == 1 ? 1 : rows) * n) * sizeof(T);
+  void* const memory =
+      std::aligned_alloc(cache_line, (header + bytes + cache_line - 1) / cache_line * cache_line);
+  if (!memory) throw std::bad_alloc();
+  auto* const block = new (memory) Block{};
+  T* const data = reinterpret_cast<T*>(static_cast<char*>(memory) + header);
+  block->shape[0] = axes == 1 ? n : rows;
+  block->shape[1] = n;
+  block->strides[0] = axes == 1 ? 1 : n;
+  block->strides[1] = 1;
+  block->owned.version = {1, 0};
+  block->owned.destroy = [](dlpack::Owned* owned) {
+    std::free(owned);
+  };  // the first member: the block itself
+  block->owned.tensor = {data,         dlpack::cpu,    0, axes, {dlpack::floating_point, 8 * sizeof(T), 1},
+                         block->shape, block->strides, 0};
+  void* object = nullptr;
+  if (tensor_types.exchange->import_owned(&block->owned, &object) != 0) throw py::error_already_set();
+  return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)), data};
+}
+
 // 32 or 64 where all objects but None are tensors of that floating-point type, on the CPU; else 0.
 int common_bits(const py::args& tensors) {
   int bits = 0;
@@ -153,7 +183,7 @@ bool read_tensors_of(const py::type& tensor, const py::type& parameter) {
   const auto* const exchange =
       static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
   if (!exchange) throw py::error_already_set();
-  if (exchange->major != 1 || !exchange->view) return false;
+  if (exchange->version.major != 1 || !exchange->view) return false;
   tensor_types = {reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
                   reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()), exchange};
   return true;
@@ -322,8 +352,12 @@ class Engine {
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
   virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
-                             py::handle grad_state, bool retain, bool input) = 0;
+                             py::handle grad_state, bool retain, bool input, py::handle x) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
+  // One step of tensors, state (B, H) or (H,), with weights that `hold` would take; None where one does not
+  // fit.
+  virtual py::object cell(py::handle x, py::handle h, py::handle c, const py::sequence& weights,
+                          bool exact) = 0;
 
   const Config& config() const { return config_; }
 
@@ -416,11 +450,8 @@ class TypedEngine final : public Engine {
     const Layout& layout = sequence.layout;
     Forward<T>& call = sequence.call;
     if (keep) {
-      // NumPy may say anything of the stride of an axis of length 1.
       sequence.x = contiguous(py::reinterpret_borrow<py::array>(sequence.x));
-      constexpr std::int64_t size = sizeof(T);
-      call.x = {data_of<const char>(sequence.x),
-                {layout.step(config_.input_size) * size, layout.row(config_.input_size) * size, size}};
+      call.x = contiguous_view(sequence.x, layout);
     }
     call.dropout = dropout;
     call.seed = seed;
@@ -460,7 +491,7 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
-                     bool retain, bool input) override {
+                     bool retain, bool input, py::handle x) override {
     auto* const kept = dynamic_cast<TypedKeptCall<T>*>(&any);
     if (!kept || kept->maker != identity_) {
       throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
@@ -475,6 +506,7 @@ class TypedEngine final : public Engine {
     std::vector<py::array> held;
     const std::vector<const T*> parameters = read_parameters(arrays, held);
     call.parameters = parameters.data();
+    if (!x.is_none()) call.x = move_input(*kept, x);
     const py::object grad_y = read_grad_output(grad_output, layout, call);
     const Held grad_final = read_grad_state(grad_state, layout, call);
 
@@ -547,12 +579,60 @@ class TypedEngine final : public Engine {
     return finish(std::move(y), {1, call.batch, batched, 0}, call);
   }
 
+  py::object cell(py::handle x_object, py::handle h_object, py::handle c_object, const py::sequence& weights,
+                  bool exact) override {
+    for (const py::handle weight : weights) {
+      if (!view_values(weight)) return py::none();
+    }
+    const std::optional<dlpack::Tensor> x = view_values(x_object);
+    const int axes = x ? x->ndim : 0;
+    if ((axes != 1 && axes != 2) || x->shape[axes - 1] != config_.input_size) return py::none();
+    Forward<T> call;
+    call.steps = 1;
+    call.batch = axes == 2 ? x->shape[0] : 1;
+    call.x = row_view(*x);
+    for (const auto& [object, view] : {std::pair(h_object, &call.h0), std::pair(c_object, &call.c0)}) {
+      if (object.is_none()) continue;
+      const std::optional<dlpack::Tensor> state = view_values(object);
+      if (!state || state->ndim != axes || state->shape[axes - 1] != config_.hidden_size) return py::none();
+      if (axes == 2 && state->shape[0] != call.batch) return py::none();
+      *view = row_view(*state);
+    }
+    if (!hold(weights, exact)) pack(weights);
+    const std::int64_t rows = axes == 2 ? call.batch : -1;
+    auto [h, h_data] = new_tensor<T>(rows, config_.hidden_size);
+    call.hn = call.y = h_data;
+    call.y_row = config_.hidden_size;
+    if (!config_.has_cell_state()) {
+      run(call);
+      return std::move(h);
+    }
+    auto [c, c_data] = new_tensor<T>(rows, config_.hidden_size);
+    call.cn = c_data;
+    run(call);
+    return py::make_tuple(std::move(h), std::move(c));
+  }
+
   void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
              bool batch_first) const override {
     read_sequence(x, state, lengths, resets, batch_first);
   }
 
  private:
+  // Of a tensor of T.
+  static std::optional<dlpack::Tensor> view_values(py::handle object) {
+    const std::optional<dlpack::Tensor> view = view_tensor(object);
+    if (!view || view->dtype.code != dlpack::floating_point || view->dtype.bits != 8 * sizeof(T)) return {};
+    return view;
+  }
+
+  // Of rows (B, n) or one row (n,).
+  static View row_view(const dlpack::Tensor& tensor) {
+    constexpr std::int64_t size = sizeof(T);
+    const bool rows = tensor.ndim == 2;
+    return {address(tensor), {0, rows ? tensor.strides[0] * size : 0, tensor.strides[rows] * size}};
+  }
+
   struct HeldTensor {
     py::object tensor;
     long version;
@@ -586,7 +666,7 @@ class TypedEngine final : public Engine {
 
   // Of all values of the packed arrays, or of all of a small one and some of a large one.
   std::uint64_t checksum(bool exact) const {
-    constexpr std::int64_t most = 64;
+    constexpr std::int64_t most = 16;
     std::uint64_t hash = 14695981039346656037u;  // FNV-1a, 64 bits at a time
     const auto take = [&](std::uint64_t bits) { hash = (hash ^ bits) * 1099511628211u; };
     for (const py::array& array : packed_) {
@@ -605,6 +685,24 @@ class TypedEngine final : public Engine {
   struct Held {
     py::object h, c;
   };
+
+  // NumPy may say anything of the stride of an axis of length 1.
+  View contiguous_view(py::handle x, const Layout& layout) const {
+    constexpr std::int64_t size = sizeof(T);
+    return {data_of<const char>(x),
+            {layout.step(config_.input_size) * size, layout.row(config_.input_size) * size, size}};
+  }
+
+  // The input of a tape, where it lies now.
+  View move_input(TypedKeptCall<T>& kept, py::handle object) const {
+    const Sequence now =
+        read_sequence(object, py::none(), py::none(), py::none(), kept.layout.time_axis == 1);
+    if (now.layout.steps != kept.layout.steps || now.layout.batch != kept.layout.batch) {
+      throw py::value_error("x: expected the shape that forward was given");
+    }
+    kept.x = contiguous(py::reinterpret_borrow<py::array>(now.x));
+    return contiguous_view(kept.x, kept.layout);
+  }
 
   // What a call over whole sequences is given.
   struct Sequence {
@@ -1006,6 +1104,7 @@ PYBIND11_MODULE(_core, m) {
            "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
-           "retain"_a, "input"_a)
+           "retain"_a, "input"_a, "x"_a)
+      .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());
 }

@@ -22,10 +22,24 @@ struct Tensor {
   std::uint64_t byte_offset;
 };
 
-struct Exchange {
+struct Version {
   std::uint32_t major, minor;
+};
+
+// A tensor with its memory.
+struct Owned {
+  Version version;
+  void* context;
+  void (*destroy)(Owned* self);
+  std::uint64_t flags;
+  Tensor tensor;
+};
+
+struct Exchange {
+  Version version;
   void* previous;
-  void *allocate, *export_owned, *import_owned;
+  void *allocate, *export_owned;
+  int (*import_owned)(Owned* tensor, void** object);  // takes the tensor; -1 with a Python error set
   int (*view)(void* object, Tensor* out);  // valid while the object lives; -1 with a Python error set
   void* current_stream;
 };

@@ -119,6 +119,7 @@ struct Backward {
   std::int64_t grad_y_step = 0, grad_y_row = 0;
   const T* grad_hn = nullptr;  // (D*L, B, R) contiguous; null: zeros
   const T* grad_cn = nullptr;  // (D*L, B, H); null: zeros
+  View x;                      // where x lies now, as in the forward call; absent: where it lay
   bool retain = false;         // leave the tape as it is, at the price of a copy of its gates
 
   T* grad_x = nullptr;  // (T, B, I); null: not wanted

@@ -456,6 +456,7 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
 
 template <class T>
 void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& call) {
+  if (call.x.data) tape.x = call.x;
   CpuWorkspace& workspace = driver.workspace;
   const std::int64_t steps = tape.order.max_steps();
   constexpr int products_per_forward = 2;

@@ -82,7 +82,9 @@ class Engine:
         grad_state: Any,
         retain: bool,
         input: bool,
+        x: Any,
     ) -> tuple[NDArray[np.floating[Any]] | None, Any, list[NDArray[np.floating[Any]]]]: ...
+    def cell(self, x: Any, h: Any, c: Any, weights: Sequence[Any], exact: bool) -> Any: ...
     def step(
         self, x: NDArray[np.floating[Any]], state: Any
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...

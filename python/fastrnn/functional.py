@@ -308,6 +308,7 @@ def backward(
         view_state(grad_state, "grad_state"),
         retain,
         input_grad,
+        None,
     )
 
 

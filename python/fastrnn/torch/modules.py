@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
@@ -15,6 +16,8 @@ from fastrnn.torch.composite import Spec
 from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -24,7 +27,7 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 
 def _kernels_have(*tensors: Tensor | None) -> bool:
     """Whether all are common tensors on the CPU, of one dtype that the kernels have."""
-    if READS_TENSORS and not torch.compiler.is_compiling():
+    if READS_TENSORS and not is_compiling():
         return functional.common_bits(*tensors) != 0
     given = [tensor for tensor in tensors if tensor is not None]
     dtype = given[0].dtype
@@ -35,10 +38,16 @@ def _kernels_have(*tensors: Tensor | None) -> bool:
             for tensor in given
         )
         and (
-            torch.compiler.is_compiling()
+            is_compiling()
             or all(type(tensor) in _PLAIN and not tensor.is_neg() for tensor in given)
         )
     )
+
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+_forward_ad = torch.autograd.forward_ad
 
 
 def _torch_transforms() -> bool:
@@ -46,11 +55,11 @@ def _torch_transforms() -> bool:
 
     It can do that with its own alone.
     """
-    return not torch.compiler.is_compiling() and (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+    return (
+        _dispatch_modes() > 0
+        or _functorch_level() is not None
+        or _forward_ad._current_level >= 0
+        or _tracing_state() is not None
     )
 
 
@@ -71,24 +80,31 @@ class _Kernels:
     """What sequences and cells share."""
 
     if TYPE_CHECKING:  # of nn.Module
+        _parameters: dict[str, Any]
 
         def _spec(self) -> Spec: ...
-        def _weights(self) -> list[Tensor]: ...
 
     def _network(self) -> Network:
-        spec = self._spec()
         network: Network | None = self.__dict__.get("_kernels")
-        if network is None or network.spec != spec:
-            network = self.__dict__["_kernels"] = Network(spec)
+        if network is None:
+            network = self.__dict__["_kernels"] = Network(self._spec())
         return network
 
-    def _cast(self, x: Tensor, h: Any, c: Any, weights: list[Tensor]) -> tuple[Any, Any, Any]:
-        """Under autocast, everything to the dtype of the weights."""
-        if not torch.is_autocast_enabled("cpu"):
-            return x, h, c
-        dtype = weights[0].dtype
-        h, c = (None if part is None else part.to(dtype) for part in (h, c))
-        return x.to(dtype), h, c
+    def _tensors_of(self, names: Iterable[str]) -> list[Tensor]:
+        try:
+            parameters = self._parameters
+            return [parameters[name] for name in names]
+        except KeyError:  # parametrized: computed by a property
+            return [getattr(self, name) for name in names]
+
+
+def _cast(x: Tensor, h: Any, c: Any, weights: list[Tensor]) -> tuple[Any, Any, Any]:
+    """Cast under autocast, to the dtype of the weights."""
+    if not torch.is_autocast_enabled("cpu"):
+        return x, h, c
+    dtype = weights[0].dtype
+    h, c = (None if part is None else part.to(dtype) for part in (h, c))
+    return x.to(dtype), h, c
 
 
 class Sequence(_Kernels, nn.RNNBase):
@@ -116,7 +132,7 @@ class Sequence(_Kernels, nn.RNNBase):
         )
 
     def _weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return self._tensors_of(self._flat_weights_names)
 
     def _set_extras(self, merge: str, residual: bool, dtype_and_device: dict[str, Any]) -> None:
         self.merge = functional.choice("merge", merge, functional.MERGES)
@@ -177,10 +193,10 @@ class Sequence(_Kernels, nn.RNNBase):
         state = _parts(hx, self.mode == "LSTM")
         if state is None or not isinstance(x, torch.Tensor):
             return self._refuse(input, hx)
-        x, h, c = self._cast(x, *state, weights)
+        x, h, c = _cast(x, *state, weights)
         if not self._fits(x, h, c, input):
             return self._refuse(input, hx)
-        ours = _kernels_have(x, h, c, *weights) and not _torch_transforms()
+        ours = _kernels_have(x, h, c, *weights) and (is_compiling() or not _torch_transforms())
         if not ours and not with_options and not self._extras():
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
@@ -191,7 +207,7 @@ class Sequence(_Kernels, nn.RNNBase):
             None if lengths is None else _lengths(lengths, x.numel() // max(1, B * x.size(-1)), B),
             None if resets is None else _resets(resets, x),
             *self._dropout(),
-            self.training,
+            exact=self.training,
         )
         y, *final = self._run(call, x, h, c, weights, ours)
         return y, tuple(final) if self.mode == "LSTM" else final[0]
@@ -239,7 +255,7 @@ class Sequence(_Kernels, nn.RNNBase):
     def _run(
         self, call: Call, x: Tensor, h: Any, c: Any, weights: list[Tensor], ours: bool
     ) -> tuple[Tensor, ...]:
-        if torch.compiler.is_compiling() and ours:
+        if is_compiling() and ours:
             return ops.run(self._spec(), call, x, h, c, weights)
         call = call._replace(seed=int(call.seed))
         network = self._network()
@@ -264,7 +280,7 @@ class Sequence(_Kernels, nn.RNNBase):
             state = h if c is None else (h, c)
             state = self.permute_hidden(state, sorted_indices)
             h, c = (state, None) if c is None else state
-        call = Call(False, present.sum(0), None, *self._dropout(), self.training)
+        call = Call(False, present.sum(0), None, *self._dropout(), exact=self.training)
         y, *final = self._run(call, x, h, c, weights, ours)
         output = PackedSequence(
             y.flatten(0, 1).index_select(0, places), batch_sizes, sorted_indices, unsorted_indices
@@ -287,7 +303,7 @@ def _lengths(lengths: Any, T: int, B: int) -> Tensor:
         raise TypeError(f"lengths: expected integers ({B},), got {_described(lengths)}")
     if lengths.shape != (B,):
         raise ValueError(f"lengths: expected integers ({B},), got {_described(lengths)}")
-    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > T)).any()):
+    if not is_compiling() and bool(((lengths < 0) | (lengths > T)).any()):
         raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths.tolist()}")
     return lengths.to("cpu", torch.int64)
 
@@ -417,8 +433,13 @@ def _dtype_and_device(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in ("dtype", "device") if name in kwargs}
 
 
+_CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
 class _Cell(_Kernels, nn.RNNCellBase):
     """What `RNNCell`, `LSTMCell` and `GRUCell` share."""
+
+    _HAS_CELL_STATE: ClassVar[bool] = False
 
     def _cell(self) -> str:
         raise NotImplementedError
@@ -427,34 +448,39 @@ class _Cell(_Kernels, nn.RNNCellBase):
         sizes = (self.input_size, self.hidden_size)
         return Spec(self._cell(), *sizes, 1, False, 0, self.bias, "concat", False)
 
-    def _weights(self) -> list[Tensor]:
-        if self.bias:
-            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        return [self.weight_ih, self.weight_hh]
-
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Run one step, as torch's module does."""
-        spec = self._spec()
-        weights = self._weights()
-        state = _parts(hx, spec.has_cell_state)
-        if state is None or not isinstance(input, torch.Tensor):
+        state = _parts(hx, self._HAS_CELL_STATE)
+        compiling = is_compiling()
+        if state is None or not (compiling or not _torch_transforms()):
             return super().forward(input, hx)
-        x, h, c = self._cast(input, *state, weights)
-        expected = (*x.shape[:-1], self.hidden_size)
+        weights = self._tensors_of(_CELL_NAMES if self.bias else _CELL_NAMES[:2])
+        x, h, c = _cast(input, *state, weights)
+        if READS_TENSORS and not compiling and not torch.is_grad_enabled():
+            found = self._network().cell(x, h, c, weights, exact=self.training)
+            return super().forward(input, hx) if found is None else found
         if (
-            x.dim() not in (1, 2)
-            or x.size(-1) != self.input_size
-            or any(part is not None and part.shape != expected for part in (h, c))
+            not isinstance(x, torch.Tensor)
+            or not self._fits(x, h, c)
             or not _kernels_have(x, h, c, *weights)
-            or _torch_transforms()
         ):
             return super().forward(input, hx)
-        h, c = (None if part is None else part[None] for part in (h, c))
-        if torch.compiler.is_compiling():
-            _, *final = ops.run(spec, Call(), x[None], h, c, weights)
+        if compiling:
+            h, c = (None if part is None else part[None] for part in (h, c))
+            _, *parts = ops.run(self._spec(), Call(), x[None], h, c, weights)
+            final = tuple(part[0] for part in parts)
         else:
-            _, *final = self._network().step(x, h, c, weights, exact=self.training)
-        return (final[0][0], final[1][0]) if spec.has_cell_state else final[0][0]
+            final = self._network()(Call(cell=True, exact=self.training), x, h, c, weights)
+        return final if self._HAS_CELL_STATE else final[0]
+
+    def _fits(self, x: Tensor, h: Any, c: Any) -> bool:
+        """Whether the shapes do."""
+        expected = (*x.shape[:-1], self.hidden_size)
+        return (
+            x.dim() in (1, 2)
+            and x.size(-1) == self.input_size
+            and all(part is None or part.shape == expected for part in (h, c))
+        )
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Give torch.jit.script, which cannot compile our kernels, torch's own module."""
@@ -479,6 +505,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
     >>> h.shape
     torch.Size([3, 16])
     """
+
+    _HAS_CELL_STATE = True
 
     def _cell(self) -> str:
         return "lstm"

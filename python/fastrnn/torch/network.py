@@ -43,6 +43,7 @@ class Call(NamedTuple):
     resets: Tensor | None = None  # laid out as the input
     dropout: float = 0.0
     seed: Any = 0  # a Tensor while torch traces
+    cell: bool = False  # one step of x (B, I) or (I,) and states of as many axes
     exact: bool = True  # whether packed weights are used again only if no value has changed
 
 
@@ -90,21 +91,14 @@ class Network:
         engine = self.packed_engine(weights, exact=call.exact)
         return _tensors(*_forward(engine, call, x, h0, c0))
 
-    def step(
-        self,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        weights: list[Tensor],
-        *,
-        exact: bool,
-    ) -> tuple[Tensor, ...]:
-        """Run one step of `x` (B, I) or (I,): y, h and, of an LSTM, c."""
-        if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
-            y, *state = self(Call(), x[None], h0, c0, weights)
-            return (y[0], *state)
-        engine = self.packed_engine(weights, exact=exact)
-        return _tensors(*engine.step(_array(x), _state(h0, c0)))
+    def cell(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], *, exact: bool
+    ) -> Any:
+        """Run one step without gradients, or return None where the kernels do not fit."""
+        dtype = weights[0].dtype
+        if dtype not in DTYPES:
+            return None
+        return self.engine(dtype).cell(x, h, c, weights, exact)
 
     def keep(
         self,
@@ -129,6 +123,8 @@ class Network:
     ) -> tuple[Tensor, ...]:
         """Run as torch operations over `x` of any layout."""
         with torch.autocast(x.device.type, enabled=False):
+            if call.cell:
+                x, h0, c0 = x[None], _with_axis(h0), _with_axis(c0)
             batched = x.dim() == 3
             resets = call.resets
             if not batched:
@@ -143,7 +139,8 @@ class Network:
                 y, h, c = y[:, 0], h[:, 0], c[:, 0]
             elif call.batch_first:
                 y = y.transpose(0, 1)
-        return (y, h, c) if self.spec.has_cell_state else (y, h)
+        outputs = (y, h, c) if self.spec.has_cell_state else (y, h)
+        return tuple(part[0] for part in outputs[1:]) if call.cell else outputs
 
     def _masks(self, call: Call, x: Tensor) -> list[Tensor]:
         """Those that the kernels draw."""
@@ -156,6 +153,10 @@ class Network:
         )
         scale = 1 / (1 - call.dropout) if call.dropout < 1 else 0.0
         return [torch.from_numpy(mask != 0).to(x.device, x.dtype) * scale for mask in masks]
+
+
+def _with_axis(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor[None]
 
 
 def _batch_of_one(state: Tensor | None) -> Tensor | None:
@@ -194,6 +195,8 @@ def _forward(
     keeping: tuple[bool, Any, bool] = (False, None, False),
 ) -> Any:
     """Call the core; torch's version counters guard what a tape refers to, so it need not."""
+    if call.cell:
+        x, h0, c0 = x[None], _with_axis(h0), _with_axis(c0)
     return engine.forward(
         _array(x),
         _state(h0, c0),
@@ -236,9 +239,11 @@ class _Differentiable(torch.autograd.Function):
         ctx.save_for_backward(x, h0, c0, *weights)
         y, state, tape = network.keep(call, x, h0, c0, weights)
         outputs = _tensors(y, state)
+        if call.cell:
+            outputs = tuple(part[0] for part in outputs[1:])
         # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-            ctx.kept = Kept(tape, outputs[0])
+            ctx.kept = Kept(tape, outputs[0])  # a cell's output is a copy that nothing refers to
         return outputs
 
     @staticmethod
@@ -275,18 +280,23 @@ def gradients(
     Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
     """
     engine = network.engine(x.dtype)
+    x_array = _array(x[None] if call.cell else x)  # which may lie elsewhere now
     if kept is not None and kept.usable():
         tape = kept.tape
     else:
         # A second backward, or an output that was changed in place: the same bits once more.
         _, _, tape = network.keep(call, x, h0, c0, weights)
+    if call.cell:
+        grads = (None, *map(_with_axis, grads))
     grad_y, grad_h, *grad_c = map(_array, grads)
     grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
     grad_x, grad_initial, found = engine.backward(
-        tape, _arrays(weights), grad_y, grad_state, False, needs_x
+        tape, _arrays(weights), grad_y, grad_state, False, needs_x, x_array
     )
     grad_h0, grad_c0 = grad_initial if grad_c else (grad_initial, None)
-    arrays = (grad_x, grad_h0, grad_c0, *found)
+    arrays = [grad_x, grad_h0, grad_c0, *found]
+    if call.cell:
+        arrays[:3] = (None if array is None else array[0] for array in arrays[:3])
     return [None if array is None else torch.from_numpy(array) for array in arrays]
 
 
