@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import functional
 from fastrnn.torch import ops
 from fastrnn.torch.composite import Spec
-from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network
+from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network, Packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -270,20 +270,22 @@ class Sequence(_Kernels, nn.RNNBase):
         weights: list[Tensor],
         ours: bool,
     ) -> tuple[Any, Any]:
-        """Pad, run with lengths, and pack again."""
+        """Run with lengths."""
         _, batch_sizes, sorted_indices, unsorted_indices = packed
-        T, B = len(batch_sizes), int(batch_sizes[0])
-        present = torch.arange(B) < batch_sizes[:, None]
-        places = present.flatten().nonzero().flatten().to(data.device)
-        x = data.new_zeros(T * B, data.size(-1)).index_copy(0, places, data).view(T, B, -1)
+        rows = Packed.of(batch_sizes)
         if h is not None:
             state = h if c is None else (h, c)
             state = self.permute_hidden(state, sorted_indices)
             h, c = (state, None) if c is None else state
-        call = Call(False, present.sum(0), None, *self._dropout(), exact=self.training)
-        y, *final = self._run(call, x, h, c, weights, ours)
+        dropout, seed = self._dropout()
+        call = Call(
+            lengths=rows.lengths, dropout=dropout, seed=seed, packed=rows, exact=self.training
+        )
+        if is_compiling():
+            data, call = rows.pad(data), call._replace(packed=None)
+        y, *final = self._run(call, data, h, c, weights, ours)
         output = PackedSequence(
-            y.flatten(0, 1).index_select(0, places), batch_sizes, sorted_indices, unsorted_indices
+            rows.rows(y) if is_compiling() else y, batch_sizes, sorted_indices, unsorted_indices
         )
         state = tuple(final) if self.mode == "LSTM" else final[0]
         return output, self.permute_hidden(state, unsorted_indices)

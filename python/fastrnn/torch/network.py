@@ -35,6 +35,33 @@ def _arrays(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     return tuple(tensors) if READS_TENSORS else tuple(map(_array, tensors))
 
 
+class Packed(NamedTuple):
+    """Where the rows of a `PackedSequence` lie among those of a padded one."""
+
+    T: int
+    B: int
+    places: Tensor  # t * B + b of every row
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, batch_sizes: Tensor) -> Packed:
+        """Read `PackedSequence.batch_sizes`."""
+        B = int(batch_sizes[0])
+        present = torch.arange(B) < batch_sizes[:, None]
+        places = present.flatten().nonzero().flatten()
+        return cls(len(batch_sizes), B, places, present.sum(0))
+
+    def pad(self, rows: Tensor, fill: float | None = 0.0) -> Tensor:
+        """(T, B, n) of rows; the rest is `fill`, or anything if that is None."""
+        shape = (self.T * self.B, rows.size(-1))
+        padded = rows.new_empty(shape) if fill is None else rows.new_full(shape, fill)
+        return padded.index_copy_(0, self.places.to(rows.device), rows).view(self.T, self.B, -1)
+
+    def rows(self, padded: Tensor) -> Tensor:
+        """Back from (T, B, n)."""
+        return padded.flatten(0, 1).index_select(0, self.places.to(padded.device))
+
+
 class Call(NamedTuple):
     """What a call is given besides tensors that can have gradients."""
 
@@ -43,6 +70,7 @@ class Call(NamedTuple):
     resets: Tensor | None = None  # laid out as the input
     dropout: float = 0.0
     seed: Any = 0  # a Tensor while torch traces
+    packed: Packed | None = None  # how the rows of x, (sum of lengths, I), are to be laid out
     cell: bool = False  # one step of x (B, I) or (I,) and states of as many axes
     exact: bool = True  # whether packed weights are used again only if no value has changed
 
@@ -89,7 +117,7 @@ class Network:
             result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
             return result
         engine = self.packed_engine(weights, exact=call.exact)
-        return _tensors(*_forward(engine, call, x, h0, c0))
+        return _outputs(call, *_forward(engine, call, x, h0, c0))
 
     def cell(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], *, exact: bool
@@ -123,6 +151,8 @@ class Network:
     ) -> tuple[Tensor, ...]:
         """Run as torch operations over `x` of any layout."""
         with torch.autocast(x.device.type, enabled=False):
+            if call.packed:
+                x = call.packed.pad(x)
             if call.cell:
                 x, h0, c0 = x[None], _with_axis(h0), _with_axis(c0)
             batched = x.dim() == 3
@@ -139,6 +169,8 @@ class Network:
                 y, h, c = y[:, 0], h[:, 0], c[:, 0]
             elif call.batch_first:
                 y = y.transpose(0, 1)
+            if call.packed:
+                y = call.packed.rows(y)
         outputs = (y, h, c) if self.spec.has_cell_state else (y, h)
         return tuple(part[0] for part in outputs[1:]) if call.cell else outputs
 
@@ -180,10 +212,19 @@ def _state(h: Tensor | None, c: Tensor | None) -> Any:
     return _array(h) if c is None else (_array(h), _array(c))
 
 
-def _tensors(y: FloatArray, state: Any) -> tuple[Tensor, ...]:
-    if isinstance(state, tuple):
-        return (torch.from_numpy(y), *map(torch.from_numpy, state))
-    return torch.from_numpy(y), torch.from_numpy(state)
+def _outputs(call: Call, array: FloatArray, state: Any) -> tuple[Tensor, ...]:
+    y = torch.from_numpy(array)
+    final = tuple(map(torch.from_numpy, state if isinstance(state, tuple) else (state,)))
+    if call.cell:
+        return tuple(part[0] for part in final)
+    return (y if call.packed is None else call.packed.rows(y), *final)
+
+
+def _laid_out(call: Call, x: Tensor) -> Tensor:
+    """As the kernels want it."""
+    if call.packed is not None:
+        return call.packed.pad(x, fill=None)
+    return x[None] if call.cell else x
 
 
 def _forward(
@@ -196,9 +237,9 @@ def _forward(
 ) -> Any:
     """Call the core; torch's version counters guard what a tape refers to, so it need not."""
     if call.cell:
-        x, h0, c0 = x[None], _with_axis(h0), _with_axis(c0)
+        h0, c0 = _with_axis(h0), _with_axis(c0)
     return engine.forward(
-        _array(x),
+        _array(_laid_out(call, x)),
         _state(h0, c0),
         _array(call.lengths),
         _array(call.resets),
@@ -238,12 +279,10 @@ class _Differentiable(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights)
         y, state, tape = network.keep(call, x, h0, c0, weights)
-        outputs = _tensors(y, state)
-        if call.cell:
-            outputs = tuple(part[0] for part in outputs[1:])
+        outputs = _outputs(call, y, state)
         # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-            ctx.kept = Kept(tape, outputs[0])  # a cell's output is a copy that nothing refers to
+            ctx.kept = Kept(tape, outputs[0])  # which for cells and packed rows is a copy
         return outputs
 
     @staticmethod
@@ -280,7 +319,8 @@ def gradients(
     Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
     """
     engine = network.engine(x.dtype)
-    x_array = _array(x[None] if call.cell else x)  # which may lie elsewhere now
+    # The input may lie elsewhere now; what was padded, the tape holds itself.
+    x_array = None if call.packed else _array(_laid_out(call, x))
     if kept is not None and kept.usable():
         tape = kept.tape
     else:
@@ -288,6 +328,8 @@ def gradients(
         _, _, tape = network.keep(call, x, h0, c0, weights)
     if call.cell:
         grads = (None, *map(_with_axis, grads))
+    if call.packed and grads[0] is not None:
+        grads = (call.packed.pad(grads[0], fill=None), *grads[1:])
     grad_y, grad_h, *grad_c = map(_array, grads)
     grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
     grad_x, grad_initial, found = engine.backward(
@@ -297,7 +339,10 @@ def gradients(
     arrays = [grad_x, grad_h0, grad_c0, *found]
     if call.cell:
         arrays[:3] = (None if array is None else array[0] for array in arrays[:3])
-    return [None if array is None else torch.from_numpy(array) for array in arrays]
+    tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
+    if call.packed and tensors[0] is not None:
+        tensors[0] = call.packed.rows(tensors[0])
+    return tensors
 
 
 def _composite_gradients(
