@@ -1050,6 +1050,19 @@ py::array dropout_mask(const std::array<std::int64_t, 3>& shape, double dropout,
   return mask;
 }
 
+// Addresses of GOMP_parallel, omp_in_parallel, omp_get_dynamic, omp_get_thread_limit, omp_get_max_threads.
+void borrow_threads_of(std::uintptr_t parallel, std::uintptr_t in_parallel, std::uintptr_t dynamic,
+                       std::uintptr_t thread_limit, std::uintptr_t max_threads) {
+  using Query = int (*)();
+  OpenMp runtime;
+  runtime.parallel = reinterpret_cast<decltype(runtime.parallel)>(parallel);
+  runtime.in_parallel = reinterpret_cast<Query>(in_parallel);
+  runtime.dynamic = reinterpret_cast<Query>(dynamic);
+  runtime.thread_limit = reinterpret_cast<Query>(thread_limit);
+  runtime.max_threads = reinterpret_cast<Query>(max_threads);
+  borrow_threads(runtime);
+}
+
 py::dict config() {
   using namespace py::literals;
   return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa, "isas"_a = usable_isas(),
@@ -1071,6 +1084,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_num_threads", &set_num_threads, "n"_a);
   m.def("get_num_threads", &num_threads);
   m.def("activation", &activation, "name"_a, "x"_a);
+  m.def("borrow_threads_of", &borrow_threads_of);
   m.def("read_tensors_of", &read_tensors_of, "tensor"_a, "parameter"_a);
   m.def("common_bits", &common_bits);
   m.def("dropout_mask", &dropout_mask, "shape"_a, "dropout"_a, "seed"_a, "layer"_a);

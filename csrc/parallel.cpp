@@ -189,13 +189,18 @@ struct Pool {
 
 namespace {
 
-// After fork the child has no workers: it starts with a pool of its own.
+// After fork the child has no workers: it starts with a pool of its own, and borrows from none, because
+// OpenMP runtimes do not survive it.
 std::atomic<Pool*> current_pool{nullptr};
+std::atomic<const OpenMp*> lender{nullptr};
 
 Pool& pool() {
   static const bool registered = [] {
     current_pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      current_pool = new Pool;
+      lender = nullptr;
+    });
     return true;
   }();
   (void)registered;
@@ -211,6 +216,11 @@ void set_num_threads(int threads) {
     throw std::invalid_argument("n: expected at least 1 thread, got " + std::to_string(threads));
   }
   thread_setting() = threads;
+}
+
+void borrow_threads(const OpenMp& runtime) {
+  pool();  // registers what fork needs
+  lender = new OpenMp(runtime);
 }
 
 Barrier::Barrier(int threads) : threads_(threads), flags_(new Flag[threads]) {}
@@ -272,6 +282,13 @@ Team::Team(int wanted, double alone) {
   Pool& candidate = pool();
   if (!candidate.in_use.try_lock()) return;
   pool_ = &candidate;
+  if (const OpenMp* const runtime = lender.load()) {
+    // A region inside another one, or one whose size the runtime may change, would have a single thread.
+    const int most = std::min(runtime->thread_limit(), runtime->max_threads());
+    if (!runtime->in_parallel() && !runtime->dynamic()) size_ = std::max(1, std::min(wanted, most));
+    borrowed_ = true;
+    return;
+  }
   pool_->grow(wanted - 1);
   const auto offers = std::min(pool_->workers.size(), static_cast<std::size_t>(wanted - 1));
   pool_->spread(offers);
@@ -306,7 +323,7 @@ Team::Team(int wanted, double alone) {
 
 Team::~Team() {
   if (!pool_) return;
-  if (size_ > 1) dismiss();
+  if (!borrowed_ && size_ > 1) dismiss();
   pool_->in_use.unlock();
 }
 
@@ -324,6 +341,21 @@ void Team::run_erased(void (*call)(const void*, int), const void* work) {
 }
 
 void Team::share(void (*call)(const void*, int), const void* work) {
+  const OpenMp* const runtime = lender.load();
+  if (borrowed_ && runtime && size_ > 1) {
+    struct Region {
+      void (*call)(const void*, int);
+      const void* work;
+      std::atomic<int> members{0};
+    } region{call, work};
+    runtime->parallel(
+        [](void* shared) {
+          auto* const own = static_cast<Region*>(shared);
+          own->call(own->work, own->members.fetch_add(1));
+        },
+        &region, static_cast<unsigned>(size_), 0);
+    return;
+  }
   if (size_ > 1) {
     pool_->call = call;
     pool_->work = work;

@@ -13,6 +13,20 @@ namespace fastrnn {
 int num_threads();
 void set_num_threads(int threads);
 
+// Functions of an OpenMP runtime (libgomp or one with its interface) that another library of this process
+// uses.
+struct OpenMp {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  int (*in_parallel)();
+  int (*dynamic)();
+  int (*thread_limit)();
+  int (*max_threads)();
+};
+
+// From now on teams are made of that runtime's threads, and no larger than it would make them: its workers
+// spin for milliseconds after the other library's work, on the cores that ours would need.
+void borrow_threads(const OpenMp& runtime);
+
 // Meeting point of a fixed group of threads, cheap enough for every time step (about 50 ns between
 // two cores that share a cache). Spins for a bounded time, then yields the core.
 class Barrier {
@@ -58,6 +72,7 @@ class Team {
   void dismiss();
 
   int size_ = 1;
+  bool borrowed_ = false;
   struct Pool* pool_ = nullptr;
 };
 

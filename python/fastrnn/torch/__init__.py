@@ -15,7 +15,7 @@ Replacement(replaced=['0'], left={})
 >>> output, (h, c) = model(torch.zeros(5, 3, 8))
 """
 
-from fastrnn.torch import modules, tracing
+from fastrnn.torch import modules, threads, tracing
 from fastrnn.torch.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.torch.replacement import Replacement, replace, restore
 
@@ -31,4 +31,5 @@ __all__ = [
     "restore",
 ]
 
+threads.borrow()
 tracing.allow(modules.Sequence)
