@@ -341,13 +341,10 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
-  // Packs tensors unless they are those that are packed: by identity, by version, and by their values, of
-  // which it takes a sample unless told to be exact. Returns false where that would cost as much as packing.
-  virtual bool hold(const py::sequence& tensors, bool exact) = 0;
   virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                             bool batch_first, double dropout, std::uint64_t seed, bool keep,
-                            py::handle parameters, bool guard) = 0;
+                            py::handle parameters, bool guard, py::handle tensors, bool exact) = 0;
   // Raises where a call would.
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
@@ -394,7 +391,10 @@ class TypedEngine final : public Engine {
     held_.clear();
   }
 
-  bool hold(const py::sequence& tensors, bool exact) override {
+  // Packs tensors unless they are those that are packed: by identity, by version, and by their values, of
+  // which it takes a sample unless told to be exact. Returns false where that would cost as much as packing.
+  // Nothing between this and the copy of weights_ that a call makes may release the interpreter lock.
+  bool hold(const py::sequence& tensors, bool exact) {
     constexpr std::int64_t most_checked = 1 << 20;  // bytes, and below them one thread is enough
     if (exact && parameter_count_ * std::int64_t{sizeof(T)} > most_checked) return false;
     if (holds(tensors, exact)) return true;
@@ -445,7 +445,7 @@ class TypedEngine final : public Engine {
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
                     py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed, bool keep,
-                    py::handle parameters_object, bool guard) override {
+                    py::handle parameters_object, bool guard, py::handle tensors, bool exact) override {
     Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
     const Layout& layout = sequence.layout;
     Forward<T>& call = sequence.call;
@@ -455,8 +455,15 @@ class TypedEngine final : public Engine {
     }
     call.dropout = dropout;
     call.seed = seed;
-    call.guard = guard && !parameters_object.is_none();
+    call.guard = guard;
 
+    if (!tensors.is_none() && !hold(py::reinterpret_borrow<py::sequence>(tensors), exact)) {
+      if (keep) {
+        parameters_object = tensors;  // packed on the way
+      } else {
+        pack(py::reinterpret_borrow<py::sequence>(tensors));
+      }
+    }
     const std::int64_t width = config_.output_size();
     py::array y = keep ? layout.sequence<T>(width, *pool_) : layout.sequence<T>(width);
     call.y = data_of<T>(y);
@@ -1112,10 +1119,9 @@ PYBIND11_MODULE(_core, m) {
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
-      .def("hold", &Engine::hold, "tensors"_a, "exact"_a)
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a)
+           "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a, "tensors"_a, "exact"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a, "x"_a)

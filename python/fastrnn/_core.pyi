@@ -52,7 +52,6 @@ class Engine:
         dtype: str,
     ) -> None: ...
     def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
-    def hold(self, tensors: Sequence[Any], exact: bool) -> bool: ...
     def release(self) -> None: ...
     def forward(
         self,
@@ -66,6 +65,8 @@ class Engine:
         keep: bool,
         parameters: Sequence[Any] | None,
         guard: bool,
+        tensors: Sequence[Any] | None,
+        exact: bool,
     ) -> Any: ...
     def check(
         self,

@@ -260,7 +260,7 @@ def forward(
     """
     arrays = sequence(x, state, lengths, resets)
     keep = parameters is not None
-    return engine.forward(*arrays, batch_first, dropout, seed, keep, parameters, keep)
+    return engine.forward(*arrays, batch_first, dropout, seed, keep, parameters, keep, None, False)
 
 
 def backward(

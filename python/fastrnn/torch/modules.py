@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
 from fastrnn.torch import ops
 from fastrnn.torch.composite import Spec
-from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network, Packed
+from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network, Packed, functorch_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +46,6 @@ def _kernels_have(*tensors: Tensor | None) -> bool:
 
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_functorch_level = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
 
@@ -57,7 +57,7 @@ def _torch_transforms() -> bool:
     """
     return (
         _dispatch_modes() > 0
-        or _functorch_level() is not None
+        or functorch_level() is not None
         or _forward_ad._current_level >= 0
         or _tracing_state() is not None
     )
@@ -74,6 +74,13 @@ def _parts(state: Any, has_cell_state: bool) -> tuple[Any, Any] | None:
         if isinstance(h, torch.Tensor) and isinstance(c, torch.Tensor):
             return h, c
     return None
+
+
+def _fx_leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+    """Record a call for torch.fx, which does not look into torch.nn's modules either."""
+    tracer = input.tracer
+    arguments = (input,) if hx is None else (input, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
 class _Kernels:
@@ -134,7 +141,7 @@ class Sequence(_Kernels, nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         return self._tensors_of(self._flat_weights_names)
 
-    def _set_extras(self, merge: str, residual: bool, dtype_and_device: dict[str, Any]) -> None:
+    def _set_extras(self, merge: str, residual: bool) -> None:
         self.merge = functional.choice("merge", merge, functional.MERGES)
         self.residual = functional.boolean("residual", residual)
         spec = self._spec()
@@ -144,8 +151,8 @@ class Sequence(_Kernels, nn.RNNBase):
             for suffix in ("", "_reverse"):
                 name = f"weight_ih_l{layer}{suffix}"
                 weight: Tensor = getattr(self, name)
-                shape = (weight.shape[0], spec.output_size)
-                setattr(self, name, nn.Parameter(torch.empty(shape, **dtype_and_device)))
+                narrow = weight.detach().new_empty(weight.shape[0], spec.output_size)
+                setattr(self, name, nn.Parameter(narrow))
         self.reset_parameters()
 
     def _extras(self) -> dict[str, Any]:
@@ -185,6 +192,8 @@ class Sequence(_Kernels, nn.RNNBase):
         output, hx
             As of torch's module.
         """
+        if isinstance(input, Proxy):
+            return _fx_leaf(self, input, hx)
         with_options = lengths is not None or resets is not None
         if with_options and isinstance(input, PackedSequence):
             raise ValueError("input: expected a Tensor beside lengths or resets, got a packed one")
@@ -233,7 +242,7 @@ class Sequence(_Kernels, nn.RNNBase):
         packed = isinstance(input, PackedSequence)
         if x.dim() != 2 and (packed or x.dim() != 3):
             return False
-        if x.size(-1) != self.input_size:
+        if x.size(-1) != self.input_size or 0 in x.shape[:-1]:
             return False
         if h is None:
             return True
@@ -307,7 +316,7 @@ def _lengths(lengths: Any, T: int, B: int) -> Tensor:
         raise ValueError(f"lengths: expected integers ({B},), got {_described(lengths)}")
     if not is_compiling() and bool(((lengths < 0) | (lengths > T)).any()):
         raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths.tolist()}")
-    return lengths.to("cpu", torch.int64)
+    return lengths.to("cpu", torch.int64, copy=True)  # backward may come after a change of theirs
 
 
 def _resets(resets: Any, x: Tensor) -> Tensor:
@@ -317,7 +326,7 @@ def _resets(resets: Any, x: Tensor) -> Tensor:
         raise TypeError(expected)
     if resets.shape != x.shape[:-1]:
         raise ValueError(expected)
-    return resets
+    return resets.clone()
 
 
 def _torchs_twin(module: nn.Module) -> nn.Module:
@@ -344,7 +353,7 @@ class RNN(Sequence, nn.RNN):
         self, *args: Any, merge: str = "concat", residual: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._set_extras(merge, residual, _dtype_and_device(kwargs))
+        self._set_extras(merge, residual)
 
     def _cell(self) -> str:
         return "rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"
@@ -381,18 +390,17 @@ class LSTM(Sequence, nn.LSTM):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = _dtype_and_device(kwargs)
         if functional.boolean("peephole", peephole):
-            self._add_peepholes(given)
-        self._set_extras(merge, residual, given)
+            self._add_peepholes()
+        self._set_extras(merge, residual)
 
-    def _add_peepholes(self, dtype_and_device: dict[str, Any]) -> None:
+    def _add_peepholes(self) -> None:
         self.peephole = True
         bound = self.hidden_size**-0.5
         for names in self._all_weights:
             name = names[0].replace("weight_ih", "weight_peep")
-            weight = torch.empty(3, self.hidden_size, **dtype_and_device).uniform_(-bound, bound)
-            setattr(self, name, nn.Parameter(weight))
+            weight = getattr(self, names[1]).detach().new_empty(3, self.hidden_size)
+            setattr(self, name, nn.Parameter(weight.uniform_(-bound, bound)))
             names.append(name)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
@@ -425,14 +433,10 @@ class GRU(Sequence, nn.GRU):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.reset_after = functional.boolean("reset_after", reset_after)
-        self._set_extras(merge, residual, _dtype_and_device(kwargs))
+        self._set_extras(merge, residual)
 
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_reset_before"
-
-
-def _dtype_and_device(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in ("dtype", "device") if name in kwargs}
 
 
 _CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -454,7 +458,11 @@ class _Cell(_Kernels, nn.RNNCellBase):
         """Run one step, as torch's module does."""
         state = _parts(hx, self._HAS_CELL_STATE)
         compiling = is_compiling()
-        if state is None or not (compiling or not _torch_transforms()):
+        if isinstance(input, Proxy):
+            return _fx_leaf(self, input, hx)
+        if state is None or not self._is_known():
+            return super().forward(input, hx)
+        if not compiling and _torch_transforms():
             return super().forward(input, hx)
         weights = self._tensors_of(_CELL_NAMES if self.bias else _CELL_NAMES[:2])
         x, h, c = _cast(input, *state, weights)
@@ -475,6 +483,10 @@ class _Cell(_Kernels, nn.RNNCellBase):
             final = self._network()(Call(cell=True, exact=self.training), x, h, c, weights)
         return final if self._HAS_CELL_STATE else final[0]
 
+    def _is_known(self) -> bool:
+        """Whether the kernels have the cell, which may be of size 0."""
+        return bool(self.input_size and self.hidden_size)
+
     def _fits(self, x: Tensor, h: Any, c: Any) -> bool:
         """Whether the shapes do."""
         expected = (*x.shape[:-1], self.hidden_size)
@@ -494,6 +506,15 @@ class RNNCell(_Cell, nn.RNNCell):
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
+
+    def _is_known(self) -> bool:
+        return super()._is_known() and self.nonlinearity in ("tanh", "relu")
+
+    def _network(self) -> Network:
+        network = super()._network()
+        if network.spec.cell != self._cell():  # torch looks at it in every call
+            network = self.__dict__["_kernels"] = Network(self._spec())
+        return network
 
 
 class LSTMCell(_Cell, nn.LSTMCell):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray, Tape
     from fastrnn.torch.composite import Spec
 
+functorch_level = torch._C._functorch.peek_interpreter_stack
+
 __all__ = ["DTYPES", "READS_TENSORS", "Call", "Kept", "Network", "gradients"]
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -98,17 +100,6 @@ class Network:
             engine = self._engines[dtype] = functional.Engine(*self.spec, DTYPES[dtype])
         return engine
 
-    def packed_engine(self, weights: list[Tensor], *, exact: bool) -> functional.Engine:
-        """Kernels that hold `weights`, packed anew where a tensor, its version or values differ.
-
-        Writes through ``.data``, which torch does not count, show in the values: in any of them if
-        `exact`, else in a sample that none but writes to single elements can spare.
-        """
-        engine = self.engine(weights[0].dtype)
-        if not (READS_TENSORS and engine.hold(weights, exact)):
-            engine.pack(_arrays(weights))
-        return engine
-
     def __call__(
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, ...]:
@@ -116,8 +107,7 @@ class Network:
         if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
             result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
             return result
-        engine = self.packed_engine(weights, exact=call.exact)
-        return _outputs(call, *_forward(engine, call, x, h0, c0))
+        return _outputs(call, *_forward(self.engine(x.dtype), call, x, h0, c0, weights, keep=False))
 
     def cell(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], *, exact: bool
@@ -137,9 +127,7 @@ class Network:
         weights: Sequence[Tensor],
     ) -> tuple[FloatArray, Any, Tape]:
         """Run as a call does, and keep what backward needs."""
-        engine = self.engine(x.dtype)
-        held = READS_TENSORS and engine.hold(weights, True)
-        return _forward(engine, call, x, h0, c0, (True, None if held else _arrays(weights), False))
+        return _forward(self.engine(x.dtype), call, x, h0, c0, weights, keep=True)
 
     def composite(
         self,
@@ -213,10 +201,10 @@ def _state(h: Tensor | None, c: Tensor | None) -> Any:
 
 
 def _outputs(call: Call, array: FloatArray, state: Any) -> tuple[Tensor, ...]:
-    y = torch.from_numpy(array)
-    final = tuple(map(torch.from_numpy, state if isinstance(state, tuple) else (state,)))
+    parts = state if isinstance(state, tuple) else (state,)
     if call.cell:
-        return tuple(part[0] for part in final)
+        return tuple(torch.from_numpy(part[0]) for part in parts)
+    y, *final = map(torch.from_numpy, (array, *parts))
     return (y if call.packed is None else call.packed.rows(y), *final)
 
 
@@ -233,11 +221,21 @@ def _forward(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    keeping: tuple[bool, Any, bool] = (False, None, False),
+    weights: Sequence[Tensor],
+    *,
+    keep: bool,
 ) -> Any:
-    """Call the core; torch's version counters guard what a tape refers to, so it need not."""
+    """Call the core.
+
+    It uses weights that it holds packed again, unless a tensor, its version or its values are
+    others: any value if ``call.exact``, else one of a sample, which writes to single elements
+    through ``.data`` can spare, as torch does not count those.
+    """
     if call.cell:
         h0, c0 = _with_axis(h0), _with_axis(c0)
+    arrays = _arrays(weights)
+    if not (READS_TENSORS or keep):
+        engine.pack(arrays)
     return engine.forward(
         _array(_laid_out(call, x)),
         _state(h0, c0),
@@ -246,7 +244,11 @@ def _forward(
         call.batch_first,
         call.dropout,
         call.seed,
-        *keeping,
+        keep,
+        arrays if keep and not READS_TENSORS else None,
+        False,  # torch's version counters guard what a tape refers to
+        arrays if READS_TENSORS else None,
+        call.exact or keep,
     )
 
 
@@ -292,7 +294,8 @@ class _Differentiable(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * count
         network, call, needs = ctx.network, ctx.call, ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph
+        batched = READS_TENSORS and not functional.common_bits(*grads)  # by vmap
+        if torch.is_grad_enabled() or batched or functorch_level() is not None:
             found = _composite_gradients(network, call, (x, h0, c0, *weights), needs[2:], grads)
             return (None, None, *found)
         found = gradients(network, call, x, h0, c0, weights, grads, ctx.kept, needs[2])
@@ -352,19 +355,22 @@ def _composite_gradients(
     needs: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients that know where they come from."""
+    """Gradients as torch operations, which know where they come from if they are to."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        x, h0, c0, *weights = inputs
+        # Aliases, because one input may be made of another, which is none of our business.
+        own = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        x, h0, c0, *weights = own
         assert x is not None
         outputs = network.composite(call, x, h0, c0, [w for w in weights if w is not None])
         given = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
-        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+        wanted = [tensor for tensor, need in zip(own, needs, strict=True) if need]
         found = iter(
             torch.autograd.grad(
                 [y for y, _ in given],
                 [tensor for tensor in wanted if tensor is not None],
                 [grad for _, grad in given],
-                create_graph=True,
+                create_graph=create_graph,
                 allow_unused=True,
             )
         )

@@ -56,6 +56,7 @@ def _set_base(module: nn.Module, base: type) -> None:
         own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
         base = type(f"Parametrized{base.__name__}", (base,), own)
     module.__class__ = base
+    module.__dict__.pop("_kernels", None)
 
 
 def _swap_all(
