@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
+    from typing_extensions import Self
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -96,6 +97,13 @@ class _Kernels:
         if network is None:
             network = self.__dict__["_kernels"] = Network(self._spec())
         return network
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as torch's modules do; evaluation gives back memory that training keeps."""
+        network: Network | None = self.__dict__.get("_kernels")
+        if not mode and network is not None:
+            network.release()
+        return super().train(mode)  # type: ignore[misc]
 
     def _tensors_of(self, names: Iterable[str]) -> list[Tensor]:
         try:
@@ -238,7 +246,7 @@ class Sequence(_Kernels, nn.RNNBase):
 
     def _fits(self, x: Tensor, h: Any, c: Any, input: Any) -> bool:
         """Whether the shapes do."""
-        spec = self._spec()
+        spec = self._network().spec
         packed = isinstance(input, PackedSequence)
         if x.dim() != 2 and (packed or x.dim() != 3):
             return False

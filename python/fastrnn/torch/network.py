@@ -100,6 +100,11 @@ class Network:
             engine = self._engines[dtype] = functional.Engine(*self.spec, DTYPES[dtype])
         return engine
 
+    def release(self) -> None:
+        """Give back memory that is kept for the next training step."""
+        for engine in self._engines.values():
+            engine.release()
+
     def __call__(
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, ...]:
