@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "dispatch.h"
@@ -133,34 +134,50 @@ PyObject* array_on(py::handle object) {
   return array;
 }
 
-// A new tensor (rows, n), or (n,) where rows is negative, and where its values are.
+// A tensor on memory that `owner` keeps; it may die on any thread, without the interpreter lock.
 template <class T>
-std::pair<py::object, T*> new_tensor(std::int64_t rows, std::int64_t n) {
+py::object tensor_on(T* data, const std::vector<std::int64_t>& shape, std::shared_ptr<void> owner) {
   struct Block {
-    dlpack::Owned owned;
+    dlpack::Owned owned{};  // the first member: destroy gets its address
     std::int64_t shape[2], strides[2];
+    std::shared_ptr<void> owner;
   };
-  constexpr std::size_t header = (sizeof(Block) + cache_line - 1) / cache_line * cache_line;
-  const int axes = rows < 0 ? 1 : 2;
-  const std::size_t bytes = static_cast<std::size_t>((axes == 1 ? 1 : rows) * n) * sizeof(T);
-  void* const memory =
-      std::aligned_alloc(cache_line, (header + bytes + cache_line - 1) / cache_line * cache_line);
-  if (!memory) throw std::bad_alloc();
-  auto* const block = new (memory) Block{};
-  T* const data = reinterpret_cast<T*>(static_cast<char*>(memory) + header);
-  block->shape[0] = axes == 1 ? n : rows;
-  block->shape[1] = n;
-  block->strides[0] = axes == 1 ? 1 : n;
+  auto block = std::make_unique<Block>();
+  block->owner = std::move(owner);
+  std::copy(shape.begin(), shape.end(), block->shape);
+  block->strides[0] = shape.size() == 2 ? shape[1] : 1;
   block->strides[1] = 1;
   block->owned.version = {1, 0};
-  block->owned.destroy = [](dlpack::Owned* owned) {
-    std::free(owned);
-  };  // the first member: the block itself
-  block->owned.tensor = {data,         dlpack::cpu,    0, axes, {dlpack::floating_point, 8 * sizeof(T), 1},
-                         block->shape, block->strides, 0};
+  block->owned.destroy = [](dlpack::Owned* owned) { delete reinterpret_cast<Block*>(owned); };
+  block->owned.tensor = {data,
+                         dlpack::cpu,
+                         0,
+                         static_cast<std::int32_t>(shape.size()),
+                         {dlpack::floating_point, 8 * sizeof(T), 1},
+                         block->shape,
+                         block->strides,
+                         0};
   void* object = nullptr;
-  if (tensor_types.exchange->import_owned(&block->owned, &object) != 0) throw py::error_already_set();
-  return {py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)), data};
+  if (tensor_types.exchange->import_owned(&block.release()->owned, &object) != 0) {
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+
+std::shared_ptr<void> shared_memory(std::size_t bytes) {
+  void* const memory = std::aligned_alloc(cache_line, (bytes + cache_line - 1) / cache_line * cache_line);
+  if (!memory) throw std::bad_alloc();
+  return {memory, std::free};
+}
+
+// A new tensor, and where its values are.
+template <class T>
+std::pair<py::object, T*> new_tensor(const std::vector<std::int64_t>& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) count *= size;
+  std::shared_ptr<void> memory = shared_memory(static_cast<std::size_t>(count) * sizeof(T));
+  T* const data = static_cast<T*>(memory.get());
+  return {tensor_on(data, shape, std::move(memory)), data};
 }
 
 // 32 or 64 where all objects but None are tensors of that floating-point type, on the CPU; else 0.
@@ -353,8 +370,12 @@ class Engine {
   virtual py::tuple step(py::handle x, py::handle state) = 0;
   // One step of tensors, state (B, H) or (H,), with weights that `hold` would take; None where one does not
   // fit.
-  virtual py::object cell(py::handle x, py::handle h, py::handle c, const py::sequence& weights,
-                          bool exact) = 0;
+  // With `keep` (h, c or None, tape) instead of h or (h, c).
+  virtual py::object cell(py::handle x, py::handle h, py::handle c, const py::sequence& weights, bool exact,
+                          bool keep) = 0;
+  // Of x, h, c (None of cells without) and the weights.
+  virtual py::tuple cell_backward(KeptCall& kept, const py::sequence& weights, py::handle grad_h,
+                                  py::handle grad_c, py::handle x) = 0;
 
   const Config& config() const { return config_; }
 
@@ -477,17 +498,13 @@ class TypedEngine final : public Engine {
       parameters = read_parameters(py::reinterpret_borrow<py::sequence>(parameters_object), held_parameters);
       call.parameters = parameters.data();
     }
-    auto kept = std::make_unique<TypedKeptCall<T>>();
-    kept->tape = take(idle_tapes_);
-    if (!kept->tape) kept->tape = network_->make_tape();
+    auto kept = new_kept_call(layout);
     if (call.parameters) {
       kept->block = pool_->take(block_bytes());
       call.scratch = kept->block.data();
     }
     kept->x = sequence.x;
     kept->y = y;
-    kept->layout = layout;
-    kept->maker = identity_;
     call.tape = kept->tape.get();
     const py::tuple result = finish(y, layout, call);
     auto tape = std::unique_ptr<KeptCall>(std::move(kept));
@@ -499,21 +516,14 @@ class TypedEngine final : public Engine {
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
                      bool retain, bool input, py::handle x) override {
-    auto* const kept = dynamic_cast<TypedKeptCall<T>*>(&any);
-    if (!kept || kept->maker != identity_) {
-      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
-    }
-    if (kept->consumed) {
-      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
-    }
-    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
-    const Layout& layout = kept->layout;
+    TypedKeptCall<T>& kept = open_tape(any);
+    const Layout& layout = kept.layout;
     Backward<T> call;
     call.retain = retain;
     std::vector<py::array> held;
     const std::vector<const T*> parameters = read_parameters(arrays, held);
     call.parameters = parameters.data();
-    if (!x.is_none()) call.x = move_input(*kept, x);
+    if (!x.is_none()) call.x = move_input(kept, x);
     const py::object grad_y = read_grad_output(grad_output, layout, call);
     const Held grad_final = read_grad_state(grad_state, layout, call);
 
@@ -530,32 +540,12 @@ class TypedEngine final : public Engine {
       grad_c0 = state_array(config_.hidden_size, layout);
       call.grad_c0 = data_of<T>(grad_c0);
     }
-    if (kept->block.size() == 0) kept->block = pool_->take(block_bytes());
-    std::vector<T*> pointers;
-    Arena arena(kept->block.data());
-    for (const std::int64_t room : rooms_) pointers.push_back(arena.take<T>(room));
+    if (kept.block.size() == 0) kept.block = pool_->take(block_bytes());
+    const std::vector<T*> pointers = gradient_pointers(kept.block.data());
     call.gradients = pointers.data();
-
-    std::unique_ptr<Workspace> workspace = take(idle_);
-    if (!workspace) workspace = network_->make_workspace();
-    kept->busy = true;
-    try {
-      py::gil_scoped_release unlocked;
-      network_->backward(*kept->tape, *workspace, call);
-    } catch (...) {
-      kept->busy = false;
-      throw;
-    }
-    kept->busy = false;
-    idle_.push_back(std::move(workspace));
-    kept->consumed = !retain;
-    if (kept->consumed) {
-      if (idle_tapes_.empty()) idle_tapes_.push_back(std::move(kept->tape));
-      kept->tape.reset();
-      kept->x = kept->y = py::object();
-    }
+    run_backward(kept, call);
     py::list gradients;
-    const py::capsule owner = pool_->owner(std::move(kept->block));
+    const py::capsule owner = pool_->owner(std::move(kept.block));
     for (std::size_t i = 0; i < pointers.size(); ++i) {
       gradients.append(py::array_t<T>(parameters_[i].shape, pointers[i], owner));
     }
@@ -587,7 +577,7 @@ class TypedEngine final : public Engine {
   }
 
   py::object cell(py::handle x_object, py::handle h_object, py::handle c_object, const py::sequence& weights,
-                  bool exact) override {
+                  bool exact, bool keep) override {
     for (const py::handle weight : weights) {
       if (!view_values(weight)) return py::none();
     }
@@ -605,19 +595,76 @@ class TypedEngine final : public Engine {
       if (axes == 2 && state->shape[0] != call.batch) return py::none();
       *view = row_view(*state);
     }
-    if (!hold(weights, exact)) pack(weights);
-    const std::int64_t rows = axes == 2 ? call.batch : -1;
-    auto [h, h_data] = new_tensor<T>(rows, config_.hidden_size);
-    call.hn = call.y = h_data;
-    call.y_row = config_.hidden_size;
-    if (!config_.has_cell_state()) {
-      run(call);
-      return std::move(h);
+    if (keep && (x->strides[axes - 1] != 1 || (axes == 2 && x->strides[0] != config_.input_size))) {
+      return py::none();
     }
-    auto [c, c_data] = new_tensor<T>(rows, config_.hidden_size);
-    call.cn = c_data;
+    if (!hold(weights, exact)) pack(weights);
+    std::vector<std::int64_t> shape{config_.hidden_size};
+    if (axes == 2) shape.insert(shape.begin(), call.batch);
+    std::unique_ptr<TypedKeptCall<T>> kept;
+    if (keep) {
+      kept = new_kept_call({1, call.batch, axes == 2, 0});
+      kept->x = py::reinterpret_borrow<py::object>(x_object);
+      call.tape = kept->tape.get();
+      call.guard = false;
+    }
+    auto [h, h_data] = new_tensor<T>(shape);
+    call.hn = call.y = h_data;  // the next step's backward does not read y: there is none
+    call.y_row = config_.hidden_size;
+    py::object c = py::none();
+    if (config_.has_cell_state()) std::tie(c, call.cn) = new_tensor<T>(shape);
     run(call);
+    if (keep) return py::make_tuple(std::move(h), std::move(c), std::unique_ptr<KeptCall>(std::move(kept)));
+    if (c.is_none()) return std::move(h);
     return py::make_tuple(std::move(h), std::move(c));
+  }
+
+  py::tuple cell_backward(KeptCall& any, const py::sequence& weights, py::handle grad_h, py::handle grad_c,
+                          py::handle x) override {
+    TypedKeptCall<T>& kept = open_tape(any);
+    const Layout& layout = kept.layout;
+    Backward<T> call;
+    std::vector<py::array> held;
+    const std::vector<const T*> parameters = read_parameters(weights, held);
+    call.parameters = parameters.data();
+    const std::optional<dlpack::Tensor> input = view_values(x);
+    if (!input) throw py::type_error("x: expected the tensor that the cell was given");
+    call.x = row_view(*input);
+    py::object held_h, held_c;
+    const auto read = [&](const char* name, py::handle object, py::object& array) -> const T* {
+      if (object.is_none()) return nullptr;
+      array = py::array_t<T, py::array::c_style>::ensure(as_array(name, object));
+      return data_of<const T>(array);
+    };
+    call.grad_hn = read("grad_h", grad_h, held_h);
+    call.grad_cn = read("grad_c", grad_c, held_c);
+
+    const auto shape = [&](std::int64_t width) {
+      return layout.batched ? std::vector<std::int64_t>{layout.batch, width}
+                            : std::vector<std::int64_t>{width};
+    };
+    py::list gradients;
+    const auto add = [&](std::int64_t width) {
+      auto [tensor, data] = new_tensor<T>(shape(width));
+      gradients.append(std::move(tensor));
+      return data;
+    };
+    call.grad_x = add(config_.input_size);
+    call.grad_x_row = config_.input_size;
+    call.grad_h0 = add(config_.hidden_size);
+    if (config_.has_cell_state()) {
+      call.grad_c0 = add(config_.hidden_size);
+    } else {
+      gradients.append(py::none());
+    }
+    const std::shared_ptr<void> block = shared_memory(block_bytes());
+    const std::vector<T*> pointers = gradient_pointers(block.get());
+    call.gradients = pointers.data();
+    run_backward(kept, call);
+    for (std::size_t i = 0; i < pointers.size(); ++i) {
+      gradients.append(tensor_on(pointers[i], parameters_[i].shape, block));
+    }
+    return py::tuple(gradients);
   }
 
   void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
@@ -692,6 +739,58 @@ class TypedEngine final : public Engine {
   struct Held {
     py::object h, c;
   };
+
+  std::unique_ptr<TypedKeptCall<T>> new_kept_call(const Layout& layout) {
+    auto kept = std::make_unique<TypedKeptCall<T>>();
+    kept->tape = take(idle_tapes_);
+    if (!kept->tape) kept->tape = network_->make_tape();
+    kept->layout = layout;
+    kept->maker = identity_;
+    return kept;
+  }
+
+  TypedKeptCall<T>& open_tape(KeptCall& any) const {
+    auto* const kept = dynamic_cast<TypedKeptCall<T>*>(&any);
+    if (!kept || kept->maker != identity_) {
+      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
+    }
+    if (kept->consumed) {
+      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
+    }
+    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
+    return *kept;
+  }
+
+  std::vector<T*> gradient_pointers(void* block) const {
+    std::vector<T*> pointers;
+    Arena arena(block);
+    for (const std::int64_t room : rooms_) pointers.push_back(arena.take<T>(room));
+    return pointers;
+  }
+
+  void run_backward(TypedKeptCall<T>& kept, const Backward<T>& call) {
+    constexpr std::size_t small = 1 << 16,
+                          most_small = 64;  // bytes; steps of a cell that is called in a loop
+    std::unique_ptr<Workspace> workspace = take(idle_);
+    if (!workspace) workspace = network_->make_workspace();
+    kept.busy = true;
+    try {
+      py::gil_scoped_release unlocked;
+      network_->backward(*kept.tape, *workspace, call);
+    } catch (...) {
+      kept.busy = false;
+      throw;
+    }
+    kept.busy = false;
+    idle_.push_back(std::move(workspace));
+    kept.consumed = !call.retain;
+    if (!kept.consumed) return;
+    if (idle_tapes_.size() < (kept.tape->bytes() < small ? most_small : 1)) {
+      idle_tapes_.push_back(std::move(kept.tape));
+    }
+    kept.tape.reset();
+    kept.x = kept.y = py::object();
+  }
 
   // NumPy may say anything of the stride of an axis of length 1.
   View contiguous_view(py::handle x, const Layout& layout) const {
@@ -1125,6 +1224,7 @@ PYBIND11_MODULE(_core, m) {
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a, "x"_a)
-      .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a)
+      .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a, "keep"_a)
+      .def("cell_backward", &Engine::cell_backward, "tape"_a, "weights"_a, "grad_h"_a, "grad_c"_a, "x"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());
 }

@@ -488,7 +488,7 @@ class _Cell(_Kernels, nn.RNNCellBase):
             _, *parts = ops.run(self._spec(), Call(), x[None], h, c, weights)
             final = tuple(part[0] for part in parts)
         else:
-            final = self._network()(Call(cell=True, exact=self.training), x, h, c, weights)
+            final = self._network().differentiable_cell(x, h, c, weights, exact=self.training)
         return final if self._HAS_CELL_STATE else final[0]
 
     def _is_known(self) -> bool:

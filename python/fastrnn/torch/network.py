@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 functorch_level = torch._C._functorch.peek_interpreter_stack
 
-__all__ = ["DTYPES", "READS_TENSORS", "Call", "Kept", "Network", "gradients"]
+__all__ = ["DTYPES", "READS_TENSORS", "Call", "DifferentiableCell", "Kept", "Network", "gradients"]
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -121,7 +121,16 @@ class Network:
         dtype = weights[0].dtype
         if dtype not in DTYPES:
             return None
-        return self.engine(dtype).cell(x, h, c, weights, exact)
+        return self.engine(dtype).cell(x, h, c, weights, exact, False)
+
+    def differentiable_cell(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], *, exact: bool
+    ) -> tuple[Tensor, ...]:
+        """Run one step that fits: h and, of an LSTM, c."""
+        if not READS_TENSORS or not _any_requires_grad(x, h, c, weights):
+            return self(Call(cell=True, exact=exact), x, h, c, weights)
+        result: tuple[Tensor, ...] = DifferentiableCell.apply(self, x, h, c, *weights)
+        return result
 
     def keep(
         self,
@@ -309,6 +318,40 @@ class _Differentiable(torch.autograd.Function):
             None,
             *(gradient if need else None for gradient, need in zip(found, needs[2:], strict=True)),
         )
+
+
+class DifferentiableCell(torch.autograd.Function):
+    """One step, for which the way through whole sequences would take longer than the kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: Network, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h, c, *weights)
+        ctx.network = network
+        h, c, ctx.tape = network.engine(x.dtype).cell(x.contiguous(), h, c, weights, True, True)
+        assert h is not None
+        return (h,) if c is None else (h, c)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        x, h, c, *weights = ctx.saved_tensors
+        if grad_h is None and grad_c is None:
+            return (None,) * (4 + len(weights))
+        network, needs = ctx.network, ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or not functional.common_bits(grad_h, grad_c):  # or batched
+            grads = (grad_h, grad_c) if network.spec.has_cell_state else (grad_h,)
+            inputs = (x, h, c, *weights)
+            return (None, *_composite_gradients(network, Call(cell=True), inputs, needs, grads))
+        engine, tape = network.engine(x.dtype), ctx.tape
+        x = x.contiguous()
+        if tape.consumed:
+            tape = engine.cell(x, h, c, weights, True, True)[2]
+        found = engine.cell_backward(tape, weights, grad_h, grad_c, x)
+        return (None, *[part if need else None for part, need in zip(found, needs, strict=True)])
 
 
 def gradients(
