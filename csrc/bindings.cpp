@@ -366,7 +366,7 @@ class Engine {
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
   virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
-                             py::handle grad_state, bool retain, bool input, py::handle x) = 0;
+                             py::handle grad_state, bool retain, bool input, py::handle x, bool borrow) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
   // One step of tensors, state (B, H) or (H,), with weights that `hold` would take; None where one does not
   // fit.
@@ -467,6 +467,7 @@ class TypedEngine final : public Engine {
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
                     py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed, bool keep,
                     py::handle parameters_object, bool guard, py::handle tensors, bool exact) override {
+    const Borrowing borrowing(!tensors.is_none());
     Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
     const Layout& layout = sequence.layout;
     Forward<T>& call = sequence.call;
@@ -515,7 +516,8 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
-                     bool retain, bool input, py::handle x) override {
+                     bool retain, bool input, py::handle x, bool borrow) override {
+    const Borrowing borrowing(borrow);
     TypedKeptCall<T>& kept = open_tape(any);
     const Layout& layout = kept.layout;
     Backward<T> call;
@@ -578,6 +580,7 @@ class TypedEngine final : public Engine {
 
   py::object cell(py::handle x_object, py::handle h_object, py::handle c_object, const py::sequence& weights,
                   bool exact, bool keep) override {
+    const Borrowing borrowing(true);
     for (const py::handle weight : weights) {
       if (!view_values(weight)) return py::none();
     }
@@ -621,6 +624,7 @@ class TypedEngine final : public Engine {
 
   py::tuple cell_backward(KeptCall& any, const py::sequence& weights, py::handle grad_h, py::handle grad_c,
                           py::handle x) override {
+    const Borrowing borrowing(true);
     TypedKeptCall<T>& kept = open_tape(any);
     const Layout& layout = kept.layout;
     Backward<T> call;
@@ -1223,7 +1227,7 @@ PYBIND11_MODULE(_core, m) {
            "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a, "tensors"_a, "exact"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
-           "retain"_a, "input"_a, "x"_a)
+           "retain"_a, "input"_a, "x"_a, "borrow"_a)
       .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a, "keep"_a)
       .def("cell_backward", &Engine::cell_backward, "tape"_a, "weights"_a, "grad_h"_a, "grad_c"_a, "x"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());

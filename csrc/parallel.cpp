@@ -218,6 +218,16 @@ void set_num_threads(int threads) {
   thread_setting() = threads;
 }
 
+namespace {
+
+thread_local bool borrowing = false;
+
+}  // namespace
+
+Borrowing::Borrowing(bool wanted) : before_(borrowing) { borrowing = wanted; }
+
+Borrowing::~Borrowing() { borrowing = before_; }
+
 void borrow_threads(const OpenMp& runtime) {
   pool();  // registers what fork needs
   lender = new OpenMp(runtime);
@@ -282,7 +292,7 @@ Team::Team(int wanted, double alone) {
   Pool& candidate = pool();
   if (!candidate.in_use.try_lock()) return;
   pool_ = &candidate;
-  if (const OpenMp* const runtime = lender.load()) {
+  if (const OpenMp* const runtime = borrowing ? lender.load() : nullptr) {
     // A region inside another one, or one whose size the runtime may change, would have a single thread.
     const int most = std::min(runtime->thread_limit(), runtime->max_threads());
     if (!runtime->in_parallel() && !runtime->dynamic()) size_ = std::max(1, std::min(wanted, most));

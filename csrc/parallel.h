@@ -23,9 +23,21 @@ struct OpenMp {
   int (*max_threads)();
 };
 
-// From now on teams are made of that runtime's threads, and no larger than it would make them: its workers
-// spin for milliseconds after the other library's work, on the cores that ours would need.
+// Names the runtime for teams that a thread makes while it has a Borrowing: they consist of the runtime's
+// threads, and are no larger than it would make them. Its workers spin for milliseconds after the other
+// library's work, on the cores that ours would need.
 void borrow_threads(const OpenMp& runtime);
+
+class Borrowing {
+ public:
+  explicit Borrowing(bool wanted);
+  ~Borrowing();
+  Borrowing(const Borrowing&) = delete;
+  Borrowing& operator=(const Borrowing&) = delete;
+
+ private:
+  bool before_;
+};
 
 // Meeting point of a fixed group of threads, cheap enough for every time step (about 50 ns between
 // two cores that share a cache). Spins for a bounded time, then yields the core.

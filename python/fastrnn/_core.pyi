@@ -85,6 +85,7 @@ class Engine:
         retain: bool,
         input: bool,
         x: Any,
+        borrow: bool,
     ) -> tuple[NDArray[np.floating[Any]] | None, Any, list[NDArray[np.floating[Any]]]]: ...
     def cell(
         self, x: Any, h: Any, c: Any, weights: Sequence[Any], exact: bool, keep: bool

@@ -311,6 +311,7 @@ def backward(
         retain,
         input_grad,
         None,
+        False,
     )
 
 

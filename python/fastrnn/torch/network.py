@@ -384,7 +384,7 @@ def gradients(
     grad_y, grad_h, *grad_c = map(_array, grads)
     grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
     grad_x, grad_initial, found = engine.backward(
-        tape, _arrays(weights), grad_y, grad_state, False, needs_x, x_array
+        tape, _arrays(weights), grad_y, grad_state, False, needs_x, x_array, True
     )
     grad_h0, grad_c0 = grad_initial if grad_c else (grad_initial, None)
     arrays = [grad_x, grad_h0, grad_c0, *found]
