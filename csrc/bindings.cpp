@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -257,45 +258,54 @@ T* data_of(py::handle array) {
 // ---- the engine ------------------------------------------------------------------------------------
 
 // Memory of large results, used again when the last array in it is gone: a training step makes and drops the
-// same arrays each time, and fresh pages cost a fifth of its time. Touched with the interpreter lock held.
+// same arrays each time, and fresh pages cost a fifth of its time.
 class Pool : public std::enable_shared_from_this<Pool> {
  public:
   Storage take(std::size_t bytes) {
     const auto fits = [&](const Storage& idle) {
       return idle.size() >= bytes && idle.size() <= bytes + bytes / 4;
     };
-    const auto found = std::find_if(idle_.begin(), idle_.end(), fits);
     Storage storage;
-    if (found != idle_.end()) {
-      storage = std::move(*found);
-      idle_.erase(found);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = std::find_if(idle_.begin(), idle_.end(), fits);
+      if (found != idle_.end()) {
+        storage = std::move(*found);
+        idle_.erase(found);
+      }
     }
     storage.reserve(bytes);
     return storage;
   }
 
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.clear();
+  }
+
+  // The storage's memory; the last copy gives it back.
+  std::shared_ptr<void> lend(Storage storage) {
+    void* const data = storage.data();
+    auto lent = std::make_shared<Storage>(std::move(storage));
+    return {data, [pool = shared_from_this(), lent](void*) { pool->give(std::move(*lent)); }};
+  }
+
+  // The same as what arrays take as their base.
+  py::capsule owner(Storage storage) {
+    using Lent = std::shared_ptr<void>;
+    auto lent = std::make_unique<Lent>(lend(std::move(storage)));
+    return py::capsule(lent.release(), [](void* memory) { delete static_cast<Lent*>(memory); });
+  }
+
+ private:
   void give(Storage storage) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (idle_.size() == most) idle_.erase(idle_.begin());
     idle_.push_back(std::move(storage));
   }
 
-  void clear() { idle_.clear(); }
-
-  // What arrays in the storage take as their base: the last of them gives it back.
-  py::capsule owner(Storage storage) {
-    struct Lent {
-      Storage storage;
-      std::shared_ptr<Pool> pool;
-    };
-    auto lent = std::make_unique<Lent>(Lent{std::move(storage), shared_from_this()});
-    return py::capsule(lent.release(), [](void* memory) {
-      const std::unique_ptr<Lent> back(static_cast<Lent*>(memory));
-      back->pool->give(std::move(back->storage));
-    });
-  }
-
- private:
   static constexpr std::size_t most = 4;  // of the gradients, the output and the gradient of the input
+  std::mutex mutex_;                      // tensors may die on any thread, without the interpreter lock
   std::vector<Storage> idle_;
 };
 
@@ -661,7 +671,7 @@ class TypedEngine final : public Engine {
     } else {
       gradients.append(py::none());
     }
-    const std::shared_ptr<void> block = shared_memory(block_bytes());
+    const std::shared_ptr<void> block = pool_->lend(pool_->take(block_bytes()));
     const std::vector<T*> pointers = gradient_pointers(block.get());
     call.gradients = pointers.data();
     run_backward(kept, call);
