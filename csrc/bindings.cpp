@@ -91,9 +91,9 @@ struct TensorTypes {
 };
 TensorTypes tensor_types;
 
-// Nothing where the object is no tensor of exactly those classes, or none that lies on the CPU as plain
-// values.
-std::optional<dlpack::Tensor> view_tensor(py::handle object) {
+// Nothing where the object is no tensor of exactly those classes on the CPU. Its negative bit, which says
+// that all values are to be negated, is not looked at.
+std::optional<dlpack::Tensor> raw_view(py::handle object) {
   const PyTypeObject* const type = Py_TYPE(object.ptr());
   if (!tensor_types.exchange || (type != tensor_types.tensor && type != tensor_types.parameter)) return {};
   dlpack::Tensor view;
@@ -102,6 +102,17 @@ std::optional<dlpack::Tensor> view_tensor(py::handle object) {
     return {};
   }
   if (view.device_type != dlpack::cpu || view.dtype.lanes != 1) return {};
+  return view;
+}
+
+// The same, or nothing where memory does not hold the values.
+std::optional<dlpack::Tensor> view_tensor(py::handle object) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  const std::optional<dlpack::Tensor> view = raw_view(object);
+  if (!view || view->dtype.code != dlpack::floating_point) return view;
+  const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), name));
+  if (!negative) throw py::error_already_set();
+  if (negative.is(py::bool_(true))) return {};
   return view;
 }
 
@@ -426,14 +437,13 @@ class TypedEngine final : public Engine {
   // which it takes a sample unless told to be exact. Returns false where that would cost as much as packing.
   // Nothing between this and the copy of weights_ that a call makes may release the interpreter lock.
   bool hold(const py::sequence& tensors, bool exact) {
-    constexpr std::int64_t most_checked = 1 << 20;  // bytes, and below them one thread is enough
-    if (exact && parameter_count_ * std::int64_t{sizeof(T)} > most_checked) return false;
+    if (!checkable(exact)) return false;
     if (holds(tensors, exact)) return true;
     pack(tensors);
     for (std::size_t i = 0; i < packed_.size(); ++i) {
       const py::object tensor = tensors[i];
       const std::optional<long> version = version_of(tensor);
-      const std::optional<dlpack::Tensor> view = view_tensor(tensor);
+      const std::optional<dlpack::Tensor> view = raw_view(tensor);
       if (!version || !view ||
           address(*view) != data_of<char>(packed_[i])) {  // a copy does not change with it
         held_.clear();
@@ -591,9 +601,6 @@ class TypedEngine final : public Engine {
   py::object cell(py::handle x_object, py::handle h_object, py::handle c_object, const py::sequence& weights,
                   bool exact, bool keep) override {
     const Borrowing borrowing(true);
-    for (const py::handle weight : weights) {
-      if (!view_values(weight)) return py::none();
-    }
     const std::optional<dlpack::Tensor> x = view_values(x_object);
     const int axes = x ? x->ndim : 0;
     if ((axes != 1 && axes != 2) || x->shape[axes - 1] != config_.input_size) return py::none();
@@ -611,7 +618,13 @@ class TypedEngine final : public Engine {
     if (keep && (x->strides[axes - 1] != 1 || (axes == 2 && x->strides[0] != config_.input_size))) {
       return py::none();
     }
-    if (!hold(weights, exact)) pack(weights);
+    // Last, because reading a tensor may release the interpreter lock.
+    if (!checkable(exact) || !holds(weights, exact)) {
+      for (const py::handle weight : weights) {
+        if (!view_values(weight)) return py::none();
+      }
+      if (!hold(weights, exact)) pack(weights);
+    }
     std::vector<std::int64_t> shape{config_.hidden_size};
     if (axes == 2) shape.insert(shape.begin(), call.batch);
     std::unique_ptr<TypedKeptCall<T>> kept;
@@ -721,32 +734,51 @@ class TypedEngine final : public Engine {
     return PyLong_AsLong(version.ptr());
   }
 
+  // Whether looking at the values costs less than packing.
+  bool checkable(bool exact) const {
+    constexpr std::int64_t most = 1 << 20;  // bytes, and below them one thread is enough
+    return !exact || parameter_count_ * std::int64_t{sizeof(T)} <= most;
+  }
+
   bool holds(const py::sequence& tensors, bool exact) const {
     if (held_.empty() || py::len(tensors) != held_.size() || (exact && !checksum_)) return false;
     for (std::size_t i = 0; i < held_.size(); ++i) {
       const py::object tensor = tensors[i];
       if (!tensor.is(held_[i].tensor) || version_of(tensor) != held_[i].version) return false;
-      const std::optional<dlpack::Tensor> view = view_tensor(tensor);
+      const std::optional<dlpack::Tensor> view = raw_view(tensor);
       if (!view || address(*view) != data_of<char>(packed_[i])) return false;
     }
     return exact ? checksum(true) == *checksum_ : checksum(false) == sample_;
   }
 
-  // Of all values of the packed arrays, or of all of a small one and some of a large one.
+  // Of all values of the packed arrays, or of one in every row, which writes to whole rows, columns or arrays
+  // do not spare.
   std::uint64_t checksum(bool exact) const {
-    constexpr std::int64_t most = 16;
-    std::uint64_t hash = 14695981039346656037u;  // FNV-1a, 64 bits at a time
-    const auto take = [&](std::uint64_t bits) { hash = (hash ^ bits) * 1099511628211u; };
+    constexpr int chains = 4;  // of FNV-1a, 64 bits at a time: one would wait for its products
+    constexpr std::int64_t step = 7;
+    std::uint64_t hash[chains];
+    std::fill_n(hash, chains, 14695981039346656037u);
+    const auto take = [&](int chain, std::uint64_t bits) {
+      hash[chain] = (hash[chain] ^ bits) * 1099511628211u;
+    };
     for (const py::array& array : packed_) {
-      const std::int64_t size = array.size(), step = std::max<std::int64_t>(1, size / most);
-      if (exact) take(kernel_table().of<T>().checksum(data_of<const T>(array), size));
-      for (std::int64_t i = 0; !exact && i < size; i += step) {
+      const T* const values = data_of<const T>(array);
+      if (exact) {
+        take(0, kernel_table().of<T>().checksum(values, array.size()));
+        continue;
+      }
+      const std::int64_t rows = array.shape(0), columns = array.ndim() == 2 ? array.shape(1) : 1;
+      std::int64_t column = 0;
+      for (std::int64_t row = 0; row < rows; ++row) {
         std::uint64_t bits = 0;
-        std::memcpy(&bits, data_of<const T>(array) + i, sizeof(T));
-        take(bits);
+        std::memcpy(&bits, values + row * columns + column, sizeof(T));
+        take(static_cast<int>(row % chains), bits);
+        column += step;
+        while (column >= columns) column -= columns;
       }
     }
-    return hash;
+    for (int chain = 1; chain < chains; ++chain) take(0, hash[chain]);
+    return hash[0];
   }
 
   // Keeps the arrays alive that a call reads. (A py::array that is none yet would cost a new array.)

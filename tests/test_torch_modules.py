@@ -1511,7 +1511,7 @@ def test_dropout_statistics(dropout: float) -> None:
         ours.weight_ih_l1.copy_(torch.eye(20))
         y, _ = ours(torch.zeros(25, 30, 1))
     kept = y != 0
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - dropout)))
+    torch.testing.assert_all_near(y[kept], torch.full_like(y[kept], 1 / (1 - dropout)))
     assert float((~kept).double().mean()) == pytest.approx(dropout, abs=0.02)
     for dim in range(3):  # nothing is shared along a dimension
         share = kept.double().mean(dim)
@@ -1692,6 +1692,48 @@ def test_bad_nonlinearity_of_a_cell() -> None:
         module.nonlinearity = "sine"
         found.append(outcome(lambda module=module: module(x_of(2, 3))))
     assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@all_names
+def test_negative_views(name: str, grad: bool) -> None:
+    """Tensors whose memory holds the negated values, such as ``z.conj().imag``."""
+    theirs, ours = small(name)
+    given = torch._neg_view(draw_input(name)).requires_grad_(grad)
+    assert given.is_neg()
+    with torch.set_grad_enabled(grad):
+        for module in (theirs, ours):
+            module.zero_grad(set_to_none=True)
+        found = [leaves(module(given)) for module in (theirs, ours)]
+    assert_all_near(found[1], found[0])
+    if grad:
+        parameters = [list(module.parameters()) for module in (theirs, ours)]
+        upstream = torch._neg_view(torch.ones_like(found[0][0]))
+        gradients = [
+            torch.autograd.grad(outputs[0], own, upstream)
+            for outputs, own in zip(found, parameters, strict=True)
+        ]
+        assert_all_near(list(gradients[1]), list(gradients[0]))
+
+
+@pytest.mark.parametrize("write", ["row", "column", "bias"])
+@all_names
+def test_partial_writes_through_data_are_seen(name: str, write: str) -> None:
+    theirs, ours = small(name)
+    x = draw_input(name)
+    for step in range(4):
+        for module in (theirs, ours):
+            module.eval()
+            weights = dict(module.named_parameters())
+            suffix = "" if name.endswith("Cell") else "_l0"
+            if write == "row":
+                weights[f"weight_hh{suffix}"].data[step] *= 3
+            elif write == "column":
+                weights[f"weight_ih{suffix}"].data[:, step] += 1
+            else:
+                weights[f"bias_hh{suffix}"].data[step] -= 1
+        with torch.no_grad():
+            assert_all_near(leaves(ours(x)), leaves(theirs(x)))
 
 
 # What torch.nn does not have.

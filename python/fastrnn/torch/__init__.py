@@ -6,6 +6,11 @@ arguments, parameters, ``state_dict`` and results. `replace` puts them into an e
 What the kernels do not have, such as half precision and devices other than the CPU, runs as torch's
 own modules do. Under autocast the kernels compute in the dtype of the parameters.
 
+Packed weights are used again as long as torch's version counters say that no parameter has changed.
+Writes through ``.data`` are not counted; they are found by looking at every value in training mode,
+and at one value in every row in evaluation mode. So change single elements of a parameter under
+``torch.no_grad()``, not through ``.data``, where the module is in evaluation mode.
+
 Examples
 --------
 >>> import torch, fastrnn.torch

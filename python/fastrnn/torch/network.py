@@ -242,7 +242,7 @@ def _forward(
     """Call the core.
 
     It uses weights that it holds packed again, unless a tensor, its version or its values are
-    others: any value if ``call.exact``, else one of a sample, which writes to single elements
+    others: any value if ``call.exact``, else one in every row, which writes to single elements
     through ``.data`` can spare, as torch does not count those.
     """
     if call.cell:
@@ -342,7 +342,7 @@ class DifferentiableCell(torch.autograd.Function):
         if grad_h is None and grad_c is None:
             return (None,) * (4 + len(weights))
         network, needs = ctx.network, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or not functional.common_bits(grad_h, grad_c):  # or batched
+        if torch.is_grad_enabled() or functional.common_bits(grad_h, grad_c) == 0:  # or batched
             grads = (grad_h, grad_c) if network.spec.has_cell_state else (grad_h,)
             inputs = (x, h, c, *weights)
             return (None, *_composite_gradients(network, Call(cell=True), inputs, needs, grads))
@@ -350,6 +350,7 @@ class DifferentiableCell(torch.autograd.Function):
         x = x.contiguous()
         if tape.consumed:
             tape = engine.cell(x, h, c, weights, True, True)[2]
+        grad_h, grad_c = (None if g is None else g.resolve_neg() for g in (grad_h, grad_c))
         found = engine.cell_backward(tape, weights, grad_h, grad_c, x)
         return (None, *[part if need else None for part, need in zip(found, needs, strict=True)])
 
@@ -377,6 +378,7 @@ def gradients(
     else:
         # A second backward, or an output that was changed in place: the same bits once more.
         _, _, tape = network.keep(call, x, h0, c0, weights)
+    grads = [None if grad is None else grad.resolve_neg() for grad in grads]
     if call.cell:
         grads = (None, *map(_with_axis, grads))
     if call.packed and grads[0] is not None:
