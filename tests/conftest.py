@@ -35,3 +35,13 @@ def restore_threads() -> Iterator[None]:
     threads = fastrnn.get_num_threads()
     yield
     fastrnn.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread_for_torch() -> Iterator[None]:
+    """Its operators are tiny here, and so many that waking threads for them takes minutes."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

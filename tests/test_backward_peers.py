@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -26,16 +25,10 @@ Rng = np.random.Generator
 T, B, INPUTS, H = 7, 5, 5, 17
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_for_torch() -> Iterator[None]:
-    """Its operators are tiny here, and so many that waking threads for them takes minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread_for_torch"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import fastrnn.torch  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread_for_torch"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:torch.*"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
@@ -34,14 +35,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 configurations = pytest.mark.parametrize(
     ("name", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "plain"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_for_torch() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,10 @@ torch = pytest.importorskip("torch")
 
 import fastrnn.torch  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread_for_torch"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 
 T, B, INPUTS, H = 5, 3, 5, 7
 SEQUENCES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,14 +45,6 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 names = pytest.mark.parametrize("name", NAMES)
 all_names = pytest.mark.parametrize("name", NAMES + CELL_NAMES)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread_for_torch() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -342,7 +342,9 @@ class DifferentiableCell(torch.autograd.Function):
         if grad_h is None and grad_c is None:
             return (None,) * (4 + len(weights))
         network, needs = ctx.network, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or functional.common_bits(grad_h, grad_c) == 0:  # or batched
+        if torch.is_grad_enabled() or not functional.common_bits(
+            grad_h, grad_c
+        ):  # or unreadable, as by vmap
             grads = (grad_h, grad_c) if network.spec.has_cell_state else (grad_h,)
             inputs = (x, h, c, *weights)
             return (None, *_composite_gradients(network, Call(cell=True), inputs, needs, grads))
@@ -350,7 +352,6 @@ class DifferentiableCell(torch.autograd.Function):
         x = x.contiguous()
         if tape.consumed:
             tape = engine.cell(x, h, c, weights, True, True)[2]
-        grad_h, grad_c = (None if g is None else g.resolve_neg() for g in (grad_h, grad_c))
         found = engine.cell_backward(tape, weights, grad_h, grad_c, x)
         return (None, *[part if need else None for part, need in zip(found, needs, strict=True)])
 
