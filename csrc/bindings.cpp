@@ -375,6 +375,17 @@ class TypedKeptCall final : public KeptCall {
   std::shared_ptr<const int> maker;  // identity of the engine
 };
 
+// Gate gradients of single steps during one backward pass.
+class KeptSteps {
+ public:
+  virtual ~KeptSteps() = default;
+};
+
+template <class T>
+struct TypedKeptSteps final : KeptSteps {
+  std::unique_ptr<StepGradients<T>> steps;
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -394,9 +405,12 @@ class Engine {
   // With `keep` (h, c or None, tape) instead of h or (h, c).
   virtual py::object cell(py::handle x, py::handle h, py::handle c, const py::sequence& weights, bool exact,
                           bool keep) = 0;
-  // Of x, h, c (None of cells without) and the weights.
+  // Of x, h, c (None of cells without) and the weights; of those not if `steps` is to keep what `add_up`
+  // forms them of. None of x if that is not wanted.
   virtual py::tuple cell_backward(KeptCall& kept, const py::sequence& weights, py::handle grad_h,
-                                  py::handle grad_c, py::handle x) = 0;
+                                  py::handle grad_c, py::handle x, bool input, KeptSteps* steps) = 0;
+  virtual std::unique_ptr<KeptSteps> keep_steps() = 0;
+  virtual py::tuple add_up(KeptSteps& steps) = 0;
 
   const Config& config() const { return config_; }
 
@@ -458,6 +472,7 @@ class TypedEngine final : public Engine {
 
   void release() override {
     idle_tapes_.clear();
+    idle_steps_.clear();
     pool_->clear();
   }
 
@@ -646,13 +661,18 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple cell_backward(KeptCall& any, const py::sequence& weights, py::handle grad_h, py::handle grad_c,
-                          py::handle x) override {
+                          py::handle x, bool wants_input, KeptSteps* steps) override {
     const Borrowing borrowing(true);
     TypedKeptCall<T>& kept = open_tape(any);
     const Layout& layout = kept.layout;
     Backward<T> call;
+    if (steps) {
+      call.steps = dynamic_cast<TypedKeptSteps<T>&>(*steps).steps.get();
+      if (!call.steps) throw std::runtime_error("steps: expected some that are not yet added up");
+    }
     std::vector<py::array> held;
-    const std::vector<const T*> parameters = read_parameters(weights, held);
+    std::vector<const T*> parameters;
+    if (!steps || !call.steps->has_packed(wants_input)) parameters = read_parameters(weights, held);
     call.parameters = parameters.data();
     const std::optional<dlpack::Tensor> input = view_values(x);
     if (!input) throw py::type_error("x: expected the tensor that the cell was given");
@@ -660,6 +680,9 @@ class TypedEngine final : public Engine {
     py::object held_h, held_c;
     const auto read = [&](const char* name, py::handle object, py::object& array) -> const T* {
       if (object.is_none()) return nullptr;
+      if (const auto view = view_values(object); view && adjacent(*view)) {
+        return reinterpret_cast<const T*>(address(*view));
+      }
       array = py::array_t<T, py::array::c_style>::ensure(as_array(name, object));
       return data_of<const T>(array);
     };
@@ -676,21 +699,54 @@ class TypedEngine final : public Engine {
       gradients.append(std::move(tensor));
       return data;
     };
-    call.grad_x = add(config_.input_size);
-    call.grad_x_row = config_.input_size;
+    if (wants_input) {
+      call.grad_x = add(config_.input_size);
+      call.grad_x_row = config_.input_size;
+    } else {
+      gradients.append(py::none());
+    }
     call.grad_h0 = add(config_.hidden_size);
     if (config_.has_cell_state()) {
       call.grad_c0 = add(config_.hidden_size);
     } else {
       gradients.append(py::none());
     }
+    if (steps) {
+      run_backward(kept, call);
+      return py::tuple(gradients);
+    }
     const std::shared_ptr<void> block = pool_->lend(pool_->take(block_bytes()));
     const std::vector<T*> pointers = gradient_pointers(block.get());
     call.gradients = pointers.data();
     run_backward(kept, call);
-    for (std::size_t i = 0; i < pointers.size(); ++i) {
-      gradients.append(tensor_on(pointers[i], parameters_[i].shape, block));
+    append_tensors(gradients, pointers, block);
+    return py::tuple(gradients);
+  }
+
+  std::unique_ptr<KeptSteps> keep_steps() override {
+    auto kept = std::make_unique<TypedKeptSteps<T>>();
+    kept->steps = take(idle_steps_);
+    if (!kept->steps) kept->steps = network_->make_step_gradients();
+    return kept;
+  }
+
+  py::tuple add_up(KeptSteps& any) override {
+    const Borrowing borrowing(true);
+    auto& kept = dynamic_cast<TypedKeptSteps<T>&>(any);
+    std::unique_ptr<StepGradients<T>> steps = std::move(kept.steps);
+    if (!steps) throw std::runtime_error("steps: expected some that are not yet added up");
+    const std::shared_ptr<void> block = pool_->lend(pool_->take(block_bytes()));
+    const std::vector<T*> pointers = gradient_pointers(block.get());
+    std::unique_ptr<Workspace> workspace = take(idle_);
+    if (!workspace) workspace = network_->make_workspace();
+    {
+      py::gil_scoped_release unlocked;
+      network_->add_up(*steps, *workspace, pointers.data());
     }
+    idle_.push_back(std::move(workspace));
+    if (idle_steps_.empty()) idle_steps_.push_back(std::move(steps));
+    py::list gradients;
+    append_tensors(gradients, pointers, block);
     return py::tuple(gradients);
   }
 
@@ -700,6 +756,13 @@ class TypedEngine final : public Engine {
   }
 
  private:
+  void append_tensors(py::list& list, const std::vector<T*>& pointers,
+                      const std::shared_ptr<void>& block) const {
+    for (std::size_t i = 0; i < pointers.size(); ++i) {
+      list.append(tensor_on(pointers[i], parameters_[i].shape, block));
+    }
+  }
+
   // Of a tensor of T.
   static std::optional<dlpack::Tensor> view_values(py::handle object) {
     const std::optional<dlpack::Tensor> view = view_tensor(object);
@@ -712,6 +775,16 @@ class TypedEngine final : public Engine {
     constexpr std::int64_t size = sizeof(T);
     const bool rows = tensor.ndim == 2;
     return {address(tensor), {0, rows ? tensor.strides[0] * size : 0, tensor.strides[rows] * size}};
+  }
+
+  // Of no other layout than a whole tensor of its shape.
+  static bool adjacent(const dlpack::Tensor& tensor) {
+    std::int64_t next = 1;
+    for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
+      if (tensor.shape[axis] != 1 && tensor.strides[axis] != next) return false;
+      next *= tensor.shape[axis];
+    }
+    return true;
   }
 
   struct HeldTensor {
@@ -1082,6 +1155,7 @@ class TypedEngine final : public Engine {
   std::optional<std::uint64_t> checksum_;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
+  std::vector<std::unique_ptr<StepGradients<T>>> idle_steps_;
   std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
   const std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();
   const std::shared_ptr<const int> identity_ = std::make_shared<int>();
@@ -1229,6 +1303,9 @@ PYBIND11_MODULE(_core, m) {
   using namespace py::literals;
   kernel_table();  // a wrong FASTRNN_ISA or FASTRNN_NUM_THREADS fails the import, not a later call
   num_threads();
+  // Now, because the first use leaves the interpreter lock: a thread that takes it meanwhile and comes to a
+  // static variable that waits for this would hold it for ever.
+  py::detail::npy_api::get();
   m.attr("__version__") = FASTRNN_VERSION;
   m.attr("CELLS") = py::tuple(py::cast(names<CellKind>()));
   m.attr("MERGES") = py::tuple(py::cast(names<Merge>()));
@@ -1259,6 +1336,7 @@ PYBIND11_MODULE(_core, m) {
                              : "<fastrnn.Tape, " + std::to_string(kept.bytes()) + " bytes>";
       });
   tape.attr("__module__") = "fastrnn";
+  py::class_<KeptSteps>(m, "KeptSteps");
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
@@ -1271,6 +1349,9 @@ PYBIND11_MODULE(_core, m) {
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
            "retain"_a, "input"_a, "x"_a, "borrow"_a)
       .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a, "keep"_a)
-      .def("cell_backward", &Engine::cell_backward, "tape"_a, "weights"_a, "grad_h"_a, "grad_c"_a, "x"_a)
+      .def("cell_backward", &Engine::cell_backward, "tape"_a, "weights"_a, "grad_h"_a, "grad_c"_a, "x"_a,
+           "input"_a, "steps"_a)
+      .def("keep_steps", &Engine::keep_steps)
+      .def("add_up", &Engine::add_up, "steps"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());
 }

@@ -83,6 +83,17 @@ class Tape {
   virtual std::size_t bytes() const = 0;
 };
 
+// What the gradients of the weights are sums of, over steps that are taken one by one: a product of many rows
+// at last instead of one of few rows in every step. Filled by backward calls with the same parameters.
+template <class T>
+class StepGradients {
+ public:
+  virtual ~StepGradients() = default;
+  // Whether the next call, without a guard, needs no parameters: these have been packed. `input`: one with
+  // grad_x.
+  virtual bool has_packed(bool input) const = 0;
+};
+
 // One forward call. Outputs never overlap inputs.
 template <class T>
 struct Forward {
@@ -129,6 +140,9 @@ struct Backward {
   // One for each of parameters_of, contiguous from its start, with room for gradient_rooms()[i] elements:
   // the rest is scratch.
   T* const* gradients = nullptr;
+  // Takes what those of the weights are sums of, instead: `gradients` is unused, and the tape is of one step
+  // and not retained.
+  StepGradients<T>* steps = nullptr;
 };
 
 // Weights in the layout of the kernels: a copy, independent of the arrays it was made from.
@@ -159,6 +173,10 @@ class Network {
   virtual std::size_t scratch_bytes() const = 0;
   virtual void backward(Tape<T>& tape, Workspace& workspace, const Backward<T>& call) const = 0;
   virtual std::vector<std::int64_t> gradient_rooms() const = 0;
+  // For one layer and direction of a cell with one phase and no weights but W_ih and W_hh; else throws.
+  virtual std::unique_ptr<StepGradients<T>> make_step_gradients() const = 0;
+  // The sums, into `gradients` as of Backward. Empties `steps`, which may be filled anew.
+  virtual void add_up(StepGradients<T>& steps, Workspace& workspace, T* const* gradients) const = 0;
   // Multiply-adds of a call, for deciding what is worth the trouble of leaving the interpreter lock.
   virtual double multiply_adds(std::int64_t steps, std::int64_t batch) const = 0;
 };

@@ -1,5 +1,6 @@
 // The network on the CPU: what its cells are made of, and its weights in the layout of the kernels.
 #include <numeric>
+#include <stdexcept>
 
 #include "rnn_cpu_tape.h"
 
@@ -196,7 +197,8 @@ class CpuNetwork : public Network<T> {
       : config_(config),
         plan_(plan_of(config)),
         kernels_(kernel_table().of<T>()),
-        model_(config_, kernels_.lanes, sizeof(T)) {}
+        model_(config_, kernels_.lanes, sizeof(T)),
+        rooms_(fastrnn::gradient_rooms(config_, kernels_.lanes)) {}
 
   std::unique_ptr<Weights<T>> pack(const T* const* parameters) const override {
     auto weights = std::make_unique<CpuWeights<T>>();
@@ -234,8 +236,17 @@ class CpuNetwork : public Network<T> {
     run_backward(driver(workspace), static_cast<CpuTape<T>&>(tape), call);
   }
 
-  std::vector<std::int64_t> gradient_rooms() const override {
-    return fastrnn::gradient_rooms(config_, kernels_.lanes);
+  std::vector<std::int64_t> gradient_rooms() const override { return rooms_; }
+
+  std::unique_ptr<StepGradients<T>> make_step_gradients() const override {
+    const bool plain = plan_.phases == 1 && config_.cell != CellKind::lstm_peephole && !config_.proj_size &&
+                       config_.num_layers * config_.directions() == 1 && plain_output(config_, 0, 0);
+    if (!plain) throw std::invalid_argument("step by step: expected one layer and direction of a plain cell");
+    return fastrnn::make_step_gradients<T>();
+  }
+
+  void add_up(StepGradients<T>& steps, Workspace& workspace, T* const* gradients) const override {
+    fastrnn::add_up(driver(workspace), steps, gradients);
   }
 
   double multiply_adds(std::int64_t steps, std::int64_t batch) const override {
@@ -249,13 +260,14 @@ class CpuNetwork : public Network<T> {
 
  private:
   Driver<T> driver(Workspace& workspace) const {
-    return {config_, plan_, kernels_, model_, static_cast<CpuWorkspace&>(workspace)};
+    return {config_, plan_, kernels_, model_, rooms_, static_cast<CpuWorkspace&>(workspace)};
   }
 
   const Config config_;
   const CellPlan plan_;
   const Kernels<T>& kernels_;
   const CostModel model_;
+  const std::vector<std::int64_t> rooms_;
 };
 
 }  // namespace

@@ -211,6 +211,7 @@ struct Driver {
   const CellPlan& plan;
   const Kernels<T>& kernels;
   const CostModel& model;
+  const std::vector<std::int64_t>& rooms;  // gradient_rooms()
   CpuWorkspace& workspace;
 };
 
@@ -219,5 +220,11 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
 
 template <class T>
 void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& call);
+
+template <class T>
+std::unique_ptr<StepGradients<T>> make_step_gradients();
+
+template <class T>
+void add_up(const Driver<T>& driver, StepGradients<T>& steps, T* const* gradients);
 
 }  // namespace fastrnn

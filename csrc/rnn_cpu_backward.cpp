@@ -80,6 +80,7 @@ class BackwardWorker : BackwardMember<T> {
       }
       meet_all();
       if (layer > 0 || backward_.grad_x) grad_input(call_, thread_, layer);
+      if (backward_.steps) return;
       meet_all();
       for (int d = 0; d < config_.directions(); ++d) grad_weights(call_, thread_, layer, d);
     }
@@ -123,14 +124,15 @@ class BackwardWorker : BackwardMember<T> {
   }
 
   void pack_weights() const {
+    const auto* const steps = static_cast<const CpuStepGradients<T>*>(backward_.steps);
     for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
       for (int d = 0; d < config_.directions(); ++d) {
         const ParameterIndices index = parameter_indices(config_, layer, d);
-        if (layer > 0 || backward_.grad_x) {
+        if ((layer > 0 || backward_.grad_x) && !(steps && steps->has_input)) {
           pack(index.weight_ih, config_.hidden_size, config_.layer_input_size(layer), plan_.input_gate,
                config_.gates(), gradient(index.weight_ih));
         }
-        for (int i = 0; i < plan_.phases; ++i) {
+        for (int i = 0; i < plan_.phases && !(steps && steps->has_recurrent); ++i) {
           pack(index.weight_hh, config_.hidden_size, config_.state_size(),
                plan_.recurrent_gate + plan_.first_slot(i), plan_.phase[i].gates,
                packed_recurrent(layer, d, i));
@@ -400,7 +402,7 @@ template <class T>
 void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, const Backward<T>& call,
              BackwardBuffers<T>& buffers) {
   std::int64_t gradient_bytes = 0;
-  for (const std::int64_t room : gradient_rooms(driver.config, driver.kernels.lanes)) {
+  for (const std::int64_t room : driver.rooms) {
     gradient_bytes += room * std::int64_t{sizeof(T)};
   }
   const Config& config = driver.config;
@@ -452,14 +454,12 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
   buffers.out_rows = arena.take<T*>(threads * 2 * buffers.rows_per_thread);
 }
 
-}  // namespace
-
-template <class T>
-void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& call) {
-  if (call.x.data) tape.x = call.x;
+// Runs work(call, thread) on a team.
+template <class T, class Work>
+void run_on_team(const Driver<T>& driver, const CpuTape<T>& tape, const Backward<T>& call,
+                 double products_per_forward, Checksums& checksums, const Work& work) {
   CpuWorkspace& workspace = driver.workspace;
   const std::int64_t steps = tape.order.max_steps();
-  constexpr int products_per_forward = 2;
   Partition partition = driver.model.choose(steps, tape.batch, num_threads(), barrier_slowness());
   Team team(partition.threads(), products_per_forward * driver.model.seconds_alone(steps, tape.batch));
   if (team.size() < partition.threads()) partition = driver.model.choose(steps, tape.batch, team.size(), 1);
@@ -473,13 +473,40 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
   Arena arena(workspace.storage.reserve(counting.used()));
   lay_out(arena, driver, tape, call, buffers);
 
-  Checksums now;
-  buffers.checksums = &now;
+  buffers.checksums = &checksums;
   const BackwardCall<T> whole{driver, tape, call, buffers};
   const int threads = partition.threads();
   team.run([&](int thread) {
-    if (thread < threads) BackwardWorker<T>(whole, thread).run();
+    if (thread < threads) work(whole, thread);
   });
+}
+
+template <class T>
+std::vector<T*> pieces(Storage& storage, const std::vector<std::int64_t>& sizes) {
+  Arena counting;
+  for (const std::int64_t size : sizes) counting.take<T>(size);
+  Arena arena(storage.reserve(counting.used()));
+  std::vector<T*> pieces;
+  for (const std::int64_t size : sizes) pieces.push_back(arena.take<T>(size));
+  return pieces;
+}
+
+}  // namespace
+
+template <class T>
+void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& given) {
+  if (given.x.data) tape.x = given.x;
+  Backward<T> call = given;
+  auto* const steps = static_cast<CpuStepGradients<T>*>(call.steps);
+  std::vector<T*> packed;
+  if (steps) {
+    packed = pieces<T>(steps->packed, driver.rooms);
+    call.gradients = packed.data();
+  }
+  Checksums now;
+  constexpr double products_per_forward = 2;
+  run_on_team(driver, tape, call, products_per_forward, now,
+              [](const BackwardCall<T>& whole, int thread) { BackwardWorker<T>(whole, thread).run(); });
   const char* const changed = now.parameters != tape.checksums.parameters ? "parameters"
                               : now.x != tape.checksums.x                 ? "x"
                                                                           : nullptr;
@@ -487,9 +514,68 @@ void run_backward(const Driver<T>& driver, CpuTape<T>& tape, const Backward<T>& 
     throw std::runtime_error(std::string(changed) +
                              ": expected what forward was given, but it has changed since then");
   }
+  if (steps) {
+    steps->has_recurrent = true;
+    steps->has_input = steps->has_input || call.grad_x;
+    steps->append(tape, driver.config.input_size);
+  }
+}
+
+// ---- steps taken one by one -----------------------------------------------------------------------------
+
+template <class T>
+void CpuStepGradients<T>::append(const CpuTape<T>& tape, std::int64_t inputs) {
+  const Chain<T>& kept = tape.chain(0, 0);
+  slots.insert(slots.end(), kept.slots, kept.slots + tape.batch * tape.slots_stride);
+  h.insert(h.end(), kept.h0, kept.h0 + tape.batch * tape.h_stride);
+  for (std::int64_t b = 0; b < tape.batch; ++b) {
+    const T* const row = tape.input(0, 0, b);
+    x.insert(x.end(), row, row + inputs);
+  }
+  rows += tape.batch;
+}
+
+template <class T>
+void CpuStepGradients<T>::clear() {
+  slots.clear();
+  x.clear();
+  h.clear();
+  rows = 0;
+  has_recurrent = has_input = false;
+}
+
+template <class T>
+std::unique_ptr<StepGradients<T>> make_step_gradients() {
+  return std::make_unique<CpuStepGradients<T>>();
+}
+
+// All rows are taken for those of one step.
+template <class T>
+void add_up(const Driver<T>& driver, StepGradients<T>& given, T* const* gradients) {
+  auto& steps = static_cast<CpuStepGradients<T>&>(given);
+  Forward<T> step;
+  step.steps = 1;
+  step.batch = steps.rows;
+  step.guard = false;
+  step.x.data = reinterpret_cast<const char*>(steps.x.data());
+  step.x.stride[1] = driver.config.input_size * std::int64_t{sizeof(T)};
+  CpuTape<T>& tape = steps.whole;
+  tape.begin(driver.config, driver.plan, driver.kernels.lanes, step);
+  tape.chains[0].slots = steps.slots.data();
+  tape.chains[0].h0 = steps.h.data();
+  Backward<T> call;
+  call.gradients = gradients;
+  Checksums none;
+  run_on_team(driver, tape, call, 1, none,
+              [](const BackwardCall<T>& whole, int thread) { grad_weights(whole, thread, 0, 0); });
+  steps.clear();
 }
 
 template void run_backward(const Driver<float>&, CpuTape<float>&, const Backward<float>&);
 template void run_backward(const Driver<double>&, CpuTape<double>&, const Backward<double>&);
+template std::unique_ptr<StepGradients<float>> make_step_gradients();
+template std::unique_ptr<StepGradients<double>> make_step_gradients();
+template void add_up(const Driver<float>&, StepGradients<float>&, float* const*);
+template void add_up(const Driver<double>&, StepGradients<double>&, double* const*);
 
 }  // namespace fastrnn

@@ -29,6 +29,20 @@ struct BackwardBuffers {
   std::int64_t h_stride, c_stride, chunk, rows_per_thread;
 };
 
+// Rows of all steps behind one another, and the packed weights that the steps share.
+template <class T>
+struct CpuStepGradients : StepGradients<T> {
+  Storage packed;  // gradient_rooms()
+  bool has_recurrent = false, has_input = false;
+  std::vector<T> slots, x, h;  // gate gradients; what the two products read
+  std::int64_t rows = 0;
+  CpuTape<T> whole;  // as which they are added up; its own memory is not touched
+
+  bool has_packed(bool input) const override { return has_recurrent && (has_input || !input); }
+  void append(const CpuTape<T>& tape, std::int64_t inputs);
+  void clear();
+};
+
 template <class T>
 struct BackwardCall {
   const Driver<T>& driver;

@@ -235,6 +235,13 @@ Result run(const Case& c, std::int64_t gap) {
   return {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
 }
 
+bool takes_single_steps(const Case& c) {
+  const Config& config = c.config;
+  return c.steps == 1 && c.lengths.empty() && c.resets.empty() && c.chains() == 1 && !config.proj_size &&
+         !config.residual && config.cell != CellKind::lstm_peephole &&
+         config.cell != CellKind::gru_reset_before;
+}
+
 template <class T>
 double dot(const std::vector<T>& gradient, const Array& direction) {
   double sum = 0;
@@ -242,7 +249,8 @@ double dot(const std::vector<T>& gradient, const Array& direction) {
   return sum;
 }
 
-// The derivative of the probe along its direction by backward, with a retained tape and then without.
+// The derivative of the probe along its direction by backward, with a retained tape and then without; of a
+// single step also with gradients of weights that are added up over two calls, halved.
 template <class T>
 std::vector<double> run_backward(const Case& c, const Probe& probe, Result& result) {
   const Config& config = c.config;
@@ -308,6 +316,20 @@ std::vector<double> run_backward(const Case& c, const Probe& probe, Result& resu
     for (std::size_t i = 0; i < gradients.size(); ++i) derivative += dot(gradients[i], probe.parameters[i]);
     derivatives.push_back(derivative);
   }
+  if (!takes_single_steps(c)) return derivatives;
+  const auto steps = network->make_step_gradients();
+  call.guard = false;
+  backward.steps = steps.get();
+  backward.gradients = nullptr;
+  for (int again = 0; again < 2; ++again) {
+    network->forward(nullptr, *workspace, call);
+    network->backward(*tape, *workspace, backward);
+    backward.parameters = nullptr;  // packed by the first
+  }
+  network->add_up(*steps, *workspace, gradient_pointers.data());
+  double derivative = dot(grad_x, probe.x) + dot(grad_h0, probe.h0) + dot(grad_c0, probe.c0);
+  for (std::size_t i = 0; i < gradients.size(); ++i) derivative += dot(gradients[i], probe.parameters[i]) / 2;
+  derivatives.push_back(derivative);
   return derivatives;
 }
 
@@ -408,11 +430,13 @@ void check_backward(const Case& c, const Probe& probe, const Result& expected, d
   Result result;
   const std::vector<double> got = run_backward<T>(c, probe, result);
   compare(c, "y with a tape", result.y, expected.y, sizeof(T) == 4 ? 1e-5 : 1e-13);
-  const double scale = 1 + std::sqrt(static_cast<double>(c.steps * c.batch) *
-                                     static_cast<double>(c.config.gates() * c.config.hidden_size));
+  const double terms = static_cast<double>((c.steps * c.config.gates() + c.chains()) * c.batch) *
+                       static_cast<double>(c.config.hidden_size);
+  const double scale = 1 + std::sqrt(terms);
   const double tolerance = scale * (sizeof(T) == 4 ? 2e-6 : 1e-8);
   compare(c, "derivative", {got[0]}, {derivative}, tolerance);
   compare(c, "derivative after a retained tape", {got[1]}, {got[0]}, 0);
+  if (got.size() > 2) compare(c, "derivative of steps added up", {got[2]}, {derivative}, tolerance);
 }
 
 }  // namespace
@@ -449,6 +473,22 @@ int main() {
         }
         ++cases;
       }
+    }
+    for (const std::int64_t batch : {1, 9}) {
+      Config single;
+      single.cell = static_cast<CellKind>(cell);
+      single.input_size = 21;
+      single.hidden_size = 75;
+      const Case c = random_case(single, 1, batch, false, false);
+      const Result expected = naive(c);
+      const Probe probe = random_probe(c);
+      const double derivative = naive_derivative(c, probe);
+      for (const int threads : {1, 3}) {
+        set_num_threads(threads);
+        check_backward<float>(c, probe, expected, derivative);
+        check_backward<double>(c, probe, expected, derivative);
+      }
+      ++cases;
     }
     // Large enough that several threads take part.
     Config config;

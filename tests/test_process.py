@@ -40,6 +40,25 @@ def run_script(script: str, timeout: float = 60) -> str:
     return result.stdout
 
 
+def test_first_calls_from_several_threads() -> None:
+    run_script(
+        """
+import sys, threading
+import numpy as np, fastrnn
+sys.setswitchinterval(1e-6)
+layers = [fastrnn.LSTM(3, 4) for _ in range(8)]
+x = np.zeros((2, 1, 3), np.float32)
+together = threading.Barrier(len(layers))
+def work(layer):
+    together.wait()
+    layer(x)
+threads = [threading.Thread(target=work, args=(layer,)) for layer in layers]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    )
+
+
 def test_fork_after_use() -> None:
     """The child has none of its parent's threads: the team has to notice."""
     run_script(

@@ -35,6 +35,8 @@ class Tape:
     @property
     def consumed(self) -> bool: ...
 
+class KeptSteps: ...
+
 class Engine:
     parameter_shapes: dict[str, tuple[int, ...]]
 
@@ -91,8 +93,17 @@ class Engine:
         self, x: Any, h: Any, c: Any, weights: Sequence[Any], exact: bool, keep: bool
     ) -> Any: ...
     def cell_backward(
-        self, tape: Tape, weights: Sequence[Any], grad_h: Any, grad_c: Any, x: Any
+        self,
+        tape: Tape,
+        weights: Sequence[Any],
+        grad_h: Any,
+        grad_c: Any,
+        x: Any,
+        input: bool,
+        steps: KeptSteps | None,
     ) -> tuple[Any, ...]: ...
+    def keep_steps(self) -> KeptSteps: ...
+    def add_up(self, steps: KeptSteps) -> tuple[Any, ...]: ...
     def step(
         self, x: NDArray[np.floating[Any]], state: Any
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...

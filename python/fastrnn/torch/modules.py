@@ -474,8 +474,12 @@ class _Cell(_Kernels, nn.RNNCellBase):
             return super().forward(input, hx)
         weights = self._tensors_of(_CELL_NAMES if self.bias else _CELL_NAMES[:2])
         x, h, c = _cast(input, *state, weights)
-        if READS_TENSORS and not compiling and not torch.is_grad_enabled():
-            found = self._network().cell(x, h, c, weights, exact=self.training)
+        if READS_TENSORS and not compiling and isinstance(x, torch.Tensor):
+            network = self._network()
+            if not torch.is_grad_enabled():
+                found = network.cell(x, h, c, weights, exact=self.training)
+            else:
+                found = network.differentiable_cell(x, h, c, weights, exact=self.training)
             return super().forward(input, hx) if found is None else found
         if (
             not isinstance(x, torch.Tensor)
@@ -488,7 +492,8 @@ class _Cell(_Kernels, nn.RNNCellBase):
             _, *parts = ops.run(self._spec(), Call(), x[None], h, c, weights)
             final = tuple(part[0] for part in parts)
         else:
-            final = self._network().differentiable_cell(x, h, c, weights, exact=self.training)
+            call = Call(cell=True, exact=self.training)
+            final = self._network()(call, x, h, c, weights)
         return final if self._HAS_CELL_STATE else final[0]
 
     def _is_known(self) -> bool:

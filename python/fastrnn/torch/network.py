@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -89,6 +91,7 @@ class Network:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._engines: dict[torch.dtype, functional.Engine] = {}
+        self._shared: Shared | None = None
 
     def __reduce__(self) -> tuple[type[Network], tuple[Spec]]:
         return Network, (self.spec,)  # engines can neither be copied nor pickled
@@ -125,12 +128,34 @@ class Network:
 
     def differentiable_cell(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor], *, exact: bool
-    ) -> tuple[Tensor, ...]:
-        """Run one step that fits: h and, of an LSTM, c."""
-        if not READS_TENSORS or not _any_requires_grad(x, h, c, weights):
-            return self(Call(cell=True, exact=exact), x, h, c, weights)
-        result: tuple[Tensor, ...] = DifferentiableCell.apply(self, x, h, c, *weights)
-        return result
+    ) -> Any:
+        """Run one step, or return None where the kernels do not fit."""
+        shared = self._share(weights)
+        if shared is not None:
+            # The weights of a step that starts from another's result were looked at there.
+            state = h if c is None else c
+            first = state is None or getattr(state.grad_fn, "shared", None) is not shared
+            arguments = (self, shared.engine, shared, shared.handle, first, x, h, c)
+        elif weights[0].dtype not in DTYPES or not _any_requires_grad(x, h, c, weights):
+            return self.cell(x, h, c, weights, exact=exact)
+        else:
+            arguments = (self, self.engine(weights[0].dtype), None, None, True, x, h, c, *weights)
+        try:
+            return _apply_cell(*arguments)
+        except _UnfitError:
+            return None
+
+    def _share(self, weights: list[Tensor]) -> Shared | None:
+        """Weights as one input of all steps, or None where they are results or need no gradient."""
+        shared = self._shared
+        if shared is None or not shared.holds(weights):
+            needed = any(weight.requires_grad for weight in weights)
+            if not needed or not all(weight.is_leaf for weight in weights):
+                return None
+            if weights[0].dtype not in DTYPES:
+                return None
+            shared = self._shared = Shared(self.engine(weights[0].dtype), weights)
+        return shared
 
     def keep(
         self,
@@ -320,19 +345,121 @@ class _Differentiable(torch.autograd.Function):
         )
 
 
+class _SharedWeights(torch.autograd.Function):
+    """Where all steps of a cell lead to: gives the weights their gradients at once."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: Shared, *weights: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.shared = weakref.ref(shared)  # which refers to us; the steps keep it
+        return weights[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, *ctx.shared().add_up())
+
+
+class Shared:
+    """The weights that steps of a cell have in common, as one input of each.
+
+    A backward pass leaves here what the gradients of the weights are sums of: one product over the
+    rows of all steps takes the place of a product and a sum per step.
+    """
+
+    def __init__(self, engine: functional.Engine, weights: list[Tensor]) -> None:
+        self.engine = engine
+        self.weights = weights
+        self._versions = [weight._version for weight in weights]
+        self._needs = [weight.requires_grad for weight in weights]
+        self._sums: dict[int, _Sums] = {}  # of each backward pass that is on its way
+        self.handle: Tensor = _SharedWeights.apply(self, *weights)
+
+    def holds(self, weights: list[Tensor]) -> bool:
+        """Whether these are the same, and unchanged."""
+        return (
+            all(map(operator.is_, weights, self.weights))
+            and self._versions == [weight._version for weight in weights]
+            and self._needs == [weight.requires_grad for weight in weights]
+        )
+
+    def sums(self) -> _Sums | None:
+        """Those of the pass that runs, or None if it does not want gradients of weights."""
+        task = torch._C._current_graph_task_id()
+        sums = self._sums.get(task)
+        if sums is None:
+            for weight, version in zip(self.weights, self._versions, strict=True):
+                if weight._version != version:
+                    raise RuntimeError(
+                        "one of the variables needed for gradient computation has been modified by "
+                        f"an inplace operation: a weight of shape {tuple(weight.shape)} is at "
+                        f"version {weight._version}; expected version {version} instead"
+                    )
+            if not torch._C._will_engine_execute_node(self.handle.grad_fn):
+                return None
+            sums = self._sums[task] = _Sums()
+        return sums
+
+    def add_up(self) -> list[Tensor | None]:
+        """Return the gradients of the weights in the pass that runs."""
+        sums = self._sums.pop(torch._C._current_graph_task_id(), None)
+        if sums is None:
+            return [None] * len(self.weights)
+        found = sums.of_operations
+        if sums.of_kernels is not None:
+            formed = self.engine.add_up(sums.of_kernels)
+            found = [
+                part if other is None else part + other
+                for part, other in zip(formed, found or [None] * len(formed), strict=True)
+            ]
+        return [part if need else None for part, need in zip(found, self._needs, strict=True)]
+
+
+class _Sums:
+    """What one backward pass has found so far."""
+
+    def __init__(self) -> None:
+        self.of_kernels: functional.KeptSteps | None = None
+        self.of_operations: list[Tensor | None] = []  # gradients that can be differentiated
+
+    def add(self, gradients: list[Tensor | None]) -> None:
+        if not self.of_operations:
+            self.of_operations = gradients
+            return
+        self.of_operations = [
+            a if b is None else b if a is None else a + b
+            for a, b in zip(self.of_operations, gradients, strict=True)
+        ]
+
+
+class _UnfitError(Exception):
+    """The kernels cannot run what a cell was given."""
+
+
 class DifferentiableCell(torch.autograd.Function):
     """One step, for which the way through whole sequences would take longer than the kernels."""
 
     @staticmethod
     def forward(
-        ctx: Any, network: Network, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+        ctx: Any,
+        network: Network,
+        engine: functional.Engine,
+        shared: Shared | None,
+        handle: Tensor | None,
+        exact: bool,
+        x: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        *weights: Tensor,
+    ) -> Any:
+        used = weights if shared is None else shared.weights
+        found = engine.cell(x.contiguous(), h, c, used, exact, True)
+        if found is None:
+            raise _UnfitError
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h, c, *weights)
-        ctx.network = network
-        h, c, ctx.tape = network.engine(x.dtype).cell(x.contiguous(), h, c, weights, True, True)
-        assert h is not None
-        return (h,) if c is None else (h, c)
+        ctx.network, ctx.shared, ctx.engine = network, shared, engine
+        h, c, ctx.tape = found
+        return h if c is None else (h, c)
 
     @staticmethod
     def backward(
@@ -340,20 +467,46 @@ class DifferentiableCell(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, h, c, *weights = ctx.saved_tensors
         if grad_h is None and grad_c is None:
-            return (None,) * (4 + len(weights))
-        network, needs = ctx.network, ctx.needs_input_grad[1:]
+            return (None,) * (8 + len(weights))
+        shared, sums = ctx.shared, None
+        if shared is not None:
+            weights, sums = shared.weights, shared.sums()
+        needs = ctx.needs_input_grad[5:]
         if torch.is_grad_enabled() or not functional.common_bits(
             grad_h, grad_c
         ):  # or unreadable, as by vmap
+            network = ctx.network
             grads = (grad_h, grad_c) if network.spec.has_cell_state else (grad_h,)
+            if shared is not None:
+                needs += tuple(sums is not None and weight.requires_grad for weight in weights)
             inputs = (x, h, c, *weights)
-            return (None, *_composite_gradients(network, Call(cell=True), inputs, needs, grads))
-        engine, tape = network.engine(x.dtype), ctx.tape
+            found = _composite_gradients(network, Call(cell=True), inputs, needs, grads)
+            if sums is not None:
+                sums.add(found[3:])
+            return (None, None, None, None, None, *(found if shared is None else found[:3]))
+        engine, tape, steps = ctx.engine, ctx.tape, None
         x = x.contiguous()
         if tape.consumed:
             tape = engine.cell(x, h, c, weights, True, True)[2]
-        found = engine.cell_backward(tape, weights, grad_h, grad_c, x)
-        return (None, *[part if need else None for part, need in zip(found, needs, strict=True)])
+        if sums is not None:
+            steps = sums.of_kernels
+            if steps is None:
+                steps = sums.of_kernels = engine.keep_steps()
+        grad_x, grad_h0, grad_c0, *found = engine.cell_backward(
+            tape, weights, grad_h, grad_c, x, needs[0], steps
+        )
+        if h is None:
+            grad_h0 = None
+        if c is None:
+            grad_c0 = None
+        if shared is not None:  # without sums, nobody wants the rest
+            return (None, None, None, None, None, grad_x, grad_h0, grad_c0)
+        found = [part if need else None for part, need in zip(found, needs[3:], strict=True)]
+        return (None, None, None, None, None, grad_x, grad_h0, grad_c0, *found)
+
+
+# Past what Function.apply does for torch.func, whose transforms never come here.
+_apply_cell = super(torch.autograd.Function, DifferentiableCell).apply
 
 
 def gradients(
