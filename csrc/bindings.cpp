@@ -401,7 +401,7 @@ class Engine {
                              py::handle grad_state, bool retain, bool input, py::handle x, bool borrow) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
   // One step of tensors, state (B, H) or (H,), with weights that `hold` would take; None where one does not
-  // fit.
+  // fit. With `keep`, not `exact` says that the state is of a step with the same weights.
   // With `keep` (h, c or None, tape) instead of h or (h, c).
   virtual py::object cell(py::handle x, py::handle h, py::handle c, const py::sequence& weights, bool exact,
                           bool keep) = 0;
@@ -452,7 +452,7 @@ class TypedEngine final : public Engine {
   // Nothing between this and the copy of weights_ that a call makes may release the interpreter lock.
   bool hold(const py::sequence& tensors, bool exact) {
     if (!checkable(exact)) return false;
-    if (holds(tensors, exact)) return true;
+    if (holds(tensors, exact ? Look::all : Look::rows)) return true;
     pack(tensors);
     for (std::size_t i = 0; i < packed_.size(); ++i) {
       const py::object tensor = tensors[i];
@@ -465,8 +465,8 @@ class TypedEngine final : public Engine {
       }
       held_.push_back({tensor, *version});
     }
-    sample_ = checksum(false);
-    checksum_ = exact ? std::optional(checksum(true)) : std::nullopt;
+    for (const Look look : {Look::few, Look::rows}) sample_[static_cast<int>(look)] = checksum(look);
+    checksum_ = exact ? std::optional(checksum(Look::all)) : std::nullopt;
     return true;
   }
 
@@ -633,8 +633,11 @@ class TypedEngine final : public Engine {
     if (keep && (x->strides[axes - 1] != 1 || (axes == 2 && x->strides[0] != config_.input_size))) {
       return py::none();
     }
+    // Weights were looked at when the sequence began: at the step that returned the state.
+    const bool goes_on = keep ? !exact : !h_object.is_none() && h_object.is(last_h_);
+    const Look look = goes_on ? Look::few : exact ? Look::all : Look::rows;
     // Last, because reading a tensor may release the interpreter lock.
-    if (!checkable(exact) || !holds(weights, exact)) {
+    if (!checkable(exact) || !holds(weights, look)) {
       for (const py::handle weight : weights) {
         if (!view_values(weight)) return py::none();
       }
@@ -656,6 +659,7 @@ class TypedEngine final : public Engine {
     if (config_.has_cell_state()) std::tie(c, call.cn) = new_tensor<T>(shape);
     run(call);
     if (keep) return py::make_tuple(std::move(h), std::move(c), std::unique_ptr<KeptCall>(std::move(kept)));
+    last_h_ = h;
     if (c.is_none()) return std::move(h);
     return py::make_tuple(std::move(h), std::move(c));
   }
@@ -813,20 +817,22 @@ class TypedEngine final : public Engine {
     return !exact || parameter_count_ * std::int64_t{sizeof(T)} <= most;
   }
 
-  bool holds(const py::sequence& tensors, bool exact) const {
-    if (held_.empty() || py::len(tensors) != held_.size() || (exact && !checksum_)) return false;
+  // Which values of the packed arrays to look at for changes that torch does not count. `rows`: one in each,
+  // which writes to whole rows, columns or arrays do not spare. `few`: between two steps of one sequence.
+  enum class Look { few, rows, all };
+
+  bool holds(const py::sequence& tensors, Look look) const {
+    if (held_.empty() || py::len(tensors) != held_.size() || (look == Look::all && !checksum_)) return false;
     for (std::size_t i = 0; i < held_.size(); ++i) {
       const py::object tensor = tensors[i];
       if (!tensor.is(held_[i].tensor) || version_of(tensor) != held_[i].version) return false;
       const std::optional<dlpack::Tensor> view = raw_view(tensor);
       if (!view || address(*view) != data_of<char>(packed_[i])) return false;
     }
-    return exact ? checksum(true) == *checksum_ : checksum(false) == sample_;
+    return checksum(look) == (look == Look::all ? *checksum_ : sample_[static_cast<int>(look)]);
   }
 
-  // Of all values of the packed arrays, or of one in every row, which writes to whole rows, columns or arrays
-  // do not spare.
-  std::uint64_t checksum(bool exact) const {
+  std::uint64_t checksum(Look look) const {
     constexpr int chains = 4;  // of FNV-1a, 64 bits at a time: one would wait for its products
     constexpr std::int64_t step = 7;
     std::uint64_t hash[chains];
@@ -836,13 +842,14 @@ class TypedEngine final : public Engine {
     };
     for (const py::array& array : packed_) {
       const T* const values = data_of<const T>(array);
-      if (exact) {
+      if (look == Look::all) {
         take(0, kernel_table().of<T>().checksum(values, array.size()));
         continue;
       }
       const std::int64_t rows = array.shape(0), columns = array.ndim() == 2 ? array.shape(1) : 1;
       std::int64_t column = 0;
-      for (std::int64_t row = 0; row < rows; ++row) {
+      constexpr std::int64_t few = 8;
+      for (std::int64_t row = 0; row < rows; row += look == Look::few ? (rows + few - 1) / few : 1) {
         std::uint64_t bits = 0;
         std::memcpy(&bits, values + row * columns + column, sizeof(T));
         take(static_cast<int>(row % chains), bits);
@@ -1149,14 +1156,15 @@ class TypedEngine final : public Engine {
   const std::vector<std::int64_t> rooms_;
   std::int64_t parameter_count_ = 0;
   std::shared_ptr<const Weights<T>> weights_;
-  std::vector<py::array> packed_;  // what they were packed from
-  std::vector<HeldTensor> held_;   // and, of `hold`, the tensors that those arrays view
-  std::uint64_t sample_ = 0;
+  std::vector<py::array> packed_;     // what they were packed from
+  std::vector<HeldTensor> held_;      // and, of `hold`, the tensors that those arrays view
+  std::uint64_t sample_[2] = {0, 0};  // by Look
   std::optional<std::uint64_t> checksum_;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
   std::vector<std::unique_ptr<StepGradients<T>>> idle_steps_;
   std::vector<std::unique_ptr<Tape<T>>> idle_tapes_;  // memory of the tape that backward consumed last
+  py::object last_h_;                                 // of `cell` without a tape
   const std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();
   const std::shared_ptr<const int> identity_ = std::make_shared<int>();
 };
