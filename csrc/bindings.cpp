@@ -19,7 +19,7 @@
 #include "dispatch.h"
 #include "dlpack.h"
 #include "parallel.h"
-#include "random.h"
+#include "regularise.h"
 #include "rnn.h"
 #include "roof.h"
 
@@ -386,20 +386,35 @@ struct TypedKeptSteps final : KeptSteps {
   std::unique_ptr<StepGradients<T>> steps;
 };
 
+// Of fastrnn.functional.Noise.
+Noise read_noise(const py::tuple& given) {
+  Noise noise;
+  double* const fields[] = {&noise.dropout,   &noise.input_dropout, &noise.recurrent_dropout,
+                            &noise.zoneout_h, &noise.zoneout_c,     &noise.weight_drop};
+  if (given.size() != std::size(fields) + 1) throw py::value_error("noise: expected 7 values");
+  for (std::size_t i = 0; i < std::size(fields); ++i) *fields[i] = given[i].cast<double>();
+  noise.training = given[std::size(fields)].cast<bool>();
+  return noise;
+}
+
 class Engine {
  public:
   virtual ~Engine() = default;
   virtual void pack(const py::sequence& parameters) = 0;
   virtual void release() = 0;  // of memory that training holds on to
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle resets,
-                            bool batch_first, double dropout, std::uint64_t seed, bool keep,
-                            py::handle parameters, bool guard, py::handle tensors, bool exact) = 0;
+                            bool batch_first, const py::tuple& noise, std::uint64_t seed, bool keep,
+                            py::handle parameters, bool guard, py::handle tensors, bool exact,
+                            bool all_states) = 0;
   // Raises where a call would.
   virtual void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
                      bool batch_first) const = 0;
   virtual py::tuple backward(KeptCall& kept, const py::sequence& parameters, py::handle grad_output,
-                             py::handle grad_state, bool retain, bool input, py::handle x, bool borrow) = 0;
+                             py::handle grad_state, bool retain, bool input, py::handle x, bool borrow,
+                             py::handle grad_states) = 0;
   virtual py::tuple step(py::handle x, py::handle state) = 0;
+  // Of `step`, by expectation.
+  virtual void set_zoneout(double h, double c) = 0;
   // One step of tensors, state (B, H) or (H,), with weights that `hold` would take; None where one does not
   // fit. With `keep`, not `exact` says that the state is of a step with the same weights.
   // With `keep` (h, c or None, tape) instead of h or (h, c).
@@ -500,8 +515,9 @@ class TypedEngine final : public Engine {
   }
 
   py::tuple forward(py::handle x_object, py::handle state, py::handle lengths_object,
-                    py::handle resets_object, bool batch_first, double dropout, std::uint64_t seed, bool keep,
-                    py::handle parameters_object, bool guard, py::handle tensors, bool exact) override {
+                    py::handle resets_object, bool batch_first, const py::tuple& noise, std::uint64_t seed,
+                    bool keep, py::handle parameters_object, bool guard, py::handle tensors, bool exact,
+                    bool all_states) override {
     const Borrowing borrowing(!tensors.is_none());
     Sequence sequence = read_sequence(x_object, state, lengths_object, resets_object, batch_first);
     const Layout& layout = sequence.layout;
@@ -510,12 +526,14 @@ class TypedEngine final : public Engine {
       sequence.x = contiguous(py::reinterpret_borrow<py::array>(sequence.x));
       call.x = contiguous_view(sequence.x, layout);
     }
-    call.dropout = dropout;
+    call.noise = read_noise(noise);
     call.seed = seed;
     call.guard = guard;
 
-    if (!tensors.is_none() && !hold(py::reinterpret_borrow<py::sequence>(tensors), exact)) {
-      if (keep) {
+    const bool drops_weights = call.noise.weight_drop > 0;
+    if (!tensors.is_none() &&
+        (drops_weights || !hold(py::reinterpret_borrow<py::sequence>(tensors), exact))) {
+      if (keep || drops_weights) {
         parameters_object = tensors;  // packed on the way
       } else {
         pack(py::reinterpret_borrow<py::sequence>(tensors));
@@ -526,32 +544,45 @@ class TypedEngine final : public Engine {
     call.y = data_of<T>(y);
     call.y_step = layout.step(width);
     call.y_row = layout.row(width);
-    if (!keep) return finish(std::move(y), layout, call);
-
+    py::object states = py::none();
+    if (all_states) states = make_states(layout, call);
     std::vector<py::array> held_parameters;
     std::vector<const T*> parameters;
-    if (!parameters_object.is_none()) {
+    if (drops_weights && parameters_object.is_none()) {
+      throw py::value_error("parameters: expected those of which weights are to be dropped, got None");
+    }
+    if (!parameters_object.is_none() && (keep || drops_weights)) {
       parameters = read_parameters(py::reinterpret_borrow<py::sequence>(parameters_object), held_parameters);
       call.parameters = parameters.data();
     }
-    auto kept = new_kept_call(layout);
+    Storage block;
     if (call.parameters) {
-      kept->block = pool_->take(block_bytes());
-      call.scratch = kept->block.data();
+      block = pool_->take(block_bytes());
+      call.scratch = block.data();
     }
+    if (!keep) {
+      const py::tuple result = finish(std::move(y), layout, call);
+      return all_states ? py::make_tuple(result[0], result[1], states) : result;
+    }
+    auto kept = new_kept_call(layout);
+    kept->block = std::move(block);
     kept->x = sequence.x;
     kept->y = y;
     call.tape = kept->tape.get();
     const py::tuple result = finish(y, layout, call);
     auto tape = std::unique_ptr<KeptCall>(std::move(kept));
-    if (!guard) return py::make_tuple(result[0], result[1], std::move(tape));
-    // The tape reads h_t there; a view of what is read-only can never be made writable.
-    y.attr("setflags")(false);
-    return py::make_tuple(y.attr("view")(), result[1], std::move(tape));
+    py::object output = result[0];
+    if (guard) {
+      // The tape reads h_t there; a view of what is read-only can never be made writable.
+      y.attr("setflags")(false);
+      output = y.attr("view")();
+    }
+    if (!all_states) return py::make_tuple(output, result[1], std::move(tape));
+    return py::make_tuple(output, result[1], std::move(tape), states);
   }
 
   py::tuple backward(KeptCall& any, const py::sequence& arrays, py::handle grad_output, py::handle grad_state,
-                     bool retain, bool input, py::handle x, bool borrow) override {
+                     bool retain, bool input, py::handle x, bool borrow, py::handle grad_states) override {
     const Borrowing borrowing(borrow);
     TypedKeptCall<T>& kept = open_tape(any);
     const Layout& layout = kept.layout;
@@ -563,6 +594,7 @@ class TypedEngine final : public Engine {
     if (!x.is_none()) call.x = move_input(kept, x);
     const py::object grad_y = read_grad_output(grad_output, layout, call);
     const Held grad_final = read_grad_state(grad_state, layout, call);
+    const Held grad_all = read_grad_states(grad_states, layout, call);
 
     py::object grad_x = py::none();
     if (input) {
@@ -610,6 +642,7 @@ class TypedEngine final : public Engine {
     py::array y = batched ? new_array<T, 2>({call.batch, width}) : new_array<T, 1>({width});
     call.y = data_of<T>(y);
     call.y_row = width;
+    call.noise = step_noise_;
     return finish(std::move(y), {1, call.batch, batched, 0}, call);
   }
 
@@ -752,6 +785,11 @@ class TypedEngine final : public Engine {
     py::list gradients;
     append_tensors(gradients, pointers, block);
     return py::tuple(gradients);
+  }
+
+  void set_zoneout(double h, double c) override {
+    step_noise_.zoneout_h = h;
+    step_noise_.zoneout_c = c;
   }
 
   void check(py::handle x, py::handle state, py::handle lengths, py::handle resets,
@@ -1098,6 +1136,50 @@ class TypedEngine final : public Engine {
     return data_of<const T>(held);
   }
 
+  // States of all steps, zeroed.
+  py::object make_states(const Layout& layout, Forward<T>& call) const {
+    const auto make = [&](std::int64_t width) {
+      return py::module_::import("numpy").attr("zeros")(py::tuple(py::cast(states_shape(layout, width))),
+                                                        py::dtype::of<T>());
+    };
+    py::object h = make(config_.state_size());
+    call.h_all = data_of<T>(h);
+    if (!config_.has_cell_state()) return h;
+    py::object c = make(config_.hidden_size);
+    call.c_all = data_of<T>(c);
+    return py::make_tuple(h, c);
+  }
+
+  std::vector<std::int64_t> states_shape(const Layout& layout, std::int64_t width) const {
+    std::vector<std::int64_t> shape = {config_.num_layers * config_.directions(), layout.steps, layout.batch,
+                                       width};
+    if (!layout.batched) shape.erase(shape.begin() + 2);
+    return shape;
+  }
+
+  Held read_grad_states(py::handle states, const Layout& layout, Backward<T>& call) const {
+    Held held;
+    if (states.is_none()) return held;
+    const auto read = [&](const char* name, py::handle object, std::int64_t width,
+                          py::object& kept) -> const T* {
+      if (object.is_none()) return nullptr;
+      py::array array = as_array(name, object);
+      const std::vector<std::int64_t> shape = states_shape(layout, width);
+      bool fits = has_dtype<T>(array) && array.ndim() == static_cast<py::ssize_t>(shape.size());
+      for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
+        fits = array.shape(static_cast<py::ssize_t>(axis)) == shape[axis];
+      }
+      if (!fits) refuse<T>(name, {shape.begin(), shape.end()}, array);
+      kept = py::array_t<T, py::array::c_style>::ensure(array);
+      return data_of<const T>(kept);
+    };
+    const auto [h, c] = state_parts("grad_states", "grad_h", "grad_c", states);
+    call.grad_h_all = read(config_.has_cell_state() ? "grad_states (grad_h)" : "grad_states", h,
+                           config_.state_size(), held.h);
+    if (c) call.grad_c_all = read("grad_states (grad_c)", c, config_.hidden_size, held.c);
+    return held;
+  }
+
   Held read_grad_state(py::handle state, const Layout& layout, Backward<T>& call) const {
     Held held;
     if (state.is_none()) return held;
@@ -1160,6 +1242,7 @@ class TypedEngine final : public Engine {
   std::vector<HeldTensor> held_;      // and, of `hold`, the tensors that those arrays view
   std::uint64_t sample_[2] = {0, 0};  // by Look
   std::optional<std::uint64_t> checksum_;
+  Noise step_noise_;
   // Touched with the interpreter lock held.
   std::vector<std::unique_ptr<Workspace>> idle_;
   std::vector<std::unique_ptr<StepGradients<T>>> idle_steps_;
@@ -1196,7 +1279,7 @@ void require(bool holds, const char* argument, const char* expected, std::int64_
 std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_size,
                                     std::int64_t hidden_size, std::int64_t num_layers, bool bidirectional,
                                     std::int64_t proj_size, bool bias, const std::string& merge,
-                                    bool residual, const std::string& dtype) {
+                                    bool residual, bool layer_norm, double clip, const std::string& dtype) {
   Config config;
   config.cell = from_name<CellKind>("cell", cell);
   config.merge = from_name<Merge>("merge", merge);
@@ -1213,6 +1296,12 @@ std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_
   config.num_layers = num_layers;
   config.bidirectional = bidirectional;
   config.proj_size = proj_size;
+  config.layer_norm = layer_norm;
+  if (!(clip > 0)) throw py::value_error("clip: expected a number > 0, got " + std::to_string(clip));
+  if (clip < std::numeric_limits<double>::infinity() && !config.has_cell_state()) {
+    throw py::value_error("clip: expected none for a cell without a cell state");
+  }
+  config.clip = clip;
   config.bias = bias;
   config.residual = residual;
   if (dtype == "float32") return std::make_unique<TypedEngine<float>>(config);
@@ -1271,17 +1360,32 @@ double measured_read_bandwidth(std::int64_t bytes_per_thread, int threads, doubl
 }
 
 // (T, B, width) of one layer.
-py::array dropout_mask(const std::array<std::int64_t, 3>& shape, double dropout, std::uint64_t seed,
-                       std::int64_t layer) {
-  py::array mask = new_array<float, 3>(shape);
-  float* row = data_of<float>(mask);
-  std::fill_n(row, mask.size(), 1.0f);
-  for (std::int64_t t = 0; t < shape[0]; ++t) {
-    for (std::int64_t b = 0; b < shape[1]; ++b, row += shape[2]) {
-      apply_dropout(row, 0, shape[2], dropout, seed, layer, t, b);
+// A mask of MaskKind `kind`, as the kernels draw it; its last axis counts units, those before it steps
+// (unless the mask is one for all steps) and rows.
+py::array mask(const std::string& kind_name, const std::vector<std::int64_t>& shape, double probability,
+               std::uint64_t seed, std::int64_t layer, std::int64_t direction) {
+  const auto kind = from_name<MaskKind>("kind", kind_name);
+  const bool steps = kind == MaskKind::dropout || is_zoneout(kind);
+  if (shape.size() != (steps ? 3u : 2u)) {
+    throw py::value_error("shape: expected " + std::string(steps ? "3" : "2") + " sizes for a mask of kind " +
+                          kind_name + ", got " + std::to_string(shape.size()));
+  }
+  py::array_t<float> result(shape);
+  Noise noise;
+  noise.training = true;
+  const Masks<float> masks{kernel_table().of<float>(), noise, seed};
+  const std::int64_t units = shape.back(), rows = shape[shape.size() - 2];
+  float* out = result.mutable_data();
+  for (std::int64_t t = 0; t < (steps ? shape[0] : 1); ++t) {
+    for (std::int64_t row = 0; row < rows; ++row, out += units) {
+      if (is_zoneout(kind)) {
+        masks.zoneout(kind, probability, layer, direction, t, row, 0, units, out);
+      } else {
+        masks.dropout(kind, probability, layer, direction, t, row, 0, units, out);
+      }
     }
   }
-  return mask;
+  return result;
 }
 
 // Addresses of GOMP_parallel, omp_in_parallel, omp_get_dynamic, omp_get_thread_limit, omp_get_max_threads.
@@ -1324,7 +1428,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("borrow_threads_of", &borrow_threads_of);
   m.def("read_tensors_of", &read_tensors_of, "tensor"_a, "parameter"_a);
   m.def("common_bits", &common_bits);
-  m.def("dropout_mask", &dropout_mask, "shape"_a, "dropout"_a, "seed"_a, "layer"_a);
+  m.def("mask", &mask, "kind"_a, "shape"_a, "probability"_a, "seed"_a, "layer"_a, "direction"_a);
   m.def("fma_peak", &measured_fma_peak, "dtype"_a, "threads"_a, "seconds"_a);
   m.def("read_bandwidth", &measured_read_bandwidth, "bytes_per_thread"_a, "threads"_a, "seconds"_a);
   // Copying and unpickling would make one without a call behind it.
@@ -1347,15 +1451,17 @@ PYBIND11_MODULE(_core, m) {
   py::class_<KeptSteps>(m, "KeptSteps");
   py::class_<Engine>(m, "Engine")
       .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
-           "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "dtype"_a)
+           "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "layer_norm"_a, "clip"_a,
+           "dtype"_a)
       .def_property_readonly("parameter_shapes", &parameter_shapes)
       .def("pack", &Engine::pack, "parameters"_a)
       .def("release", &Engine::release)
-      .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a,
-           "dropout"_a, "seed"_a, "keep"_a, "parameters"_a, "guard"_a, "tensors"_a, "exact"_a)
+      .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a, "noise"_a,
+           "seed"_a, "keep"_a, "parameters"_a, "guard"_a, "tensors"_a, "exact"_a, "all_states"_a)
+      .def("set_zoneout", &Engine::set_zoneout, "h"_a, "c"_a)
       .def("check", &Engine::check, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a)
       .def("backward", &Engine::backward, "tape"_a, "parameters"_a, "grad_output"_a, "grad_state"_a,
-           "retain"_a, "input"_a, "x"_a, "borrow"_a)
+           "retain"_a, "input"_a, "x"_a, "borrow"_a, "grad_states"_a)
       .def("cell", &Engine::cell, "x"_a, "h"_a, "c"_a, "weights"_a, "exact"_a, "keep"_a)
       .def("cell_backward", &Engine::cell_backward, "tape"_a, "weights"_a, "grad_h"_a, "grad_c"_a, "x"_a,
            "input"_a, "steps"_a)

@@ -7,12 +7,12 @@
 //   state.h, state.c   on entry h_{t-1} and c_{t-1}, on return h_t and c_t.
 //
 // In training the driver keeps every slot, c_t (cells with `has_cell_state`), h_t and what a first phase
-// leaves for the second: the tape. tanh(c_t) is cheaper to form again than to store and load. `backward`
-// sees the same:
+// leaves for the second: the tape. c_t and its tanh are cheaper to form again than to load. `backward` sees
+// the same:
 //
 //   slot[0 .. slots)   on entry the activated gate, on return the gradient of its pre-activation, so that
 //                      dW_ih, dW_hh and dX read them in place.
-//   before, c          h_{t-1} and c_{t-1}, and c_t.
+//   before             h_{t-1} and c_{t-1}.
 //   grad.h, grad.c     on entry the gradients of h_t and c_t; on return that of c_{t-1} and, of cells that
 //                      `pass_h`, the part of h_{t-1} that does not come through the products.
 //
@@ -29,10 +29,11 @@ struct State {
   V h, c;
 };
 
-// Weights that act lane by lane; rows i, f, o of weight_peep. Unused by cells without them.
+// What else acts lane by lane: rows i, f, o of weight_peep, unused by cells without peepholes, and the bound
+// of |c_t|, infinite where there is none.
 template <class V>
-struct Peephole {
-  V i, f, o;
+struct LaneWeights {
+  V i, f, o, clip;
 };
 
 enum class Nonlinearity { tanh, relu, sigmoid };
@@ -74,14 +75,13 @@ struct Rnn : Phase {
   static constexpr int gates = 1, slots = 1;
 
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>&) {
     slot[0] = activate<nonlinearity>(slot[0]);
     state.h = slot[0];
   }
 
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, const V&, State<V>& grad,
-                                  const Peephole<V>&) {
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, State<V>& grad, const LaneWeights<V>&) {
     const V h = slot[0];
     if constexpr (nonlinearity == Nonlinearity::tanh) slot[0] = grad.h * tanh_slope(h);
     if constexpr (nonlinearity == Nonlinearity::relu) slot[0] = where_positive(h, grad.h);
@@ -91,43 +91,78 @@ struct Rnn : Phase {
 
 // i, f, g, o; c_t = f c_{t-1} + i g; h_t = o tanh(c_t)      (Hochreiter & Schmidhuber 1997, with the
 // forget gate of Gers et al. 2000). With peepholes (Gers & Schmidhuber 2000) i and f also see
-// c_{t-1}, and o sees c_t.
-template <bool peephole>
+// c_{t-1}, and o sees c_t. Coupled (Greff et al. 2017), f is 1 - i: i, g, o. c_t may be clipped
+// (Sak et al. 2014).
+template <bool peephole, bool coupled = false>
 struct Lstm : Phase {
-  static constexpr int gates = 4, slots = 4;
+  static constexpr int gates = coupled ? 3 : 4, slots = gates;
   static constexpr bool has_cell_state = true;
   static constexpr bool has_peephole = peephole;
+  static constexpr int i = 0, f = 1, g = coupled ? 1 : 2, o = coupled ? 2 : 3;
 
+  // c_t before it is clipped.
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>& peep) {
-    if constexpr (peephole) {
-      slot[0] = multiply_add(peep.i, state.c, slot[0]);
-      slot[1] = multiply_add(peep.f, state.c, slot[1]);
-    }
-    slot[0] = sigmoid(slot[0]);
-    slot[1] = sigmoid(slot[1]);
-    slot[2] = hyperbolic_tangent(slot[2]);
-    state.c = multiply_add(slot[1], state.c, slot[0] * slot[2]);
-    if constexpr (peephole) slot[3] = multiply_add(peep.o, state.c, slot[3]);
-    slot[3] = sigmoid(slot[3]);
-    state.h = slot[3] * hyperbolic_tangent(state.c);
+  FASTRNN_HD static V candidate(const V (&slot)[slots], const V& c) {
+    if constexpr (coupled) return multiply_add(slot[i], slot[g] - c, c);
+    return multiply_add(slot[f], c, slot[i] * slot[g]);
+  }
+  template <class V>
+  FASTRNN_HD static V clipped(const V& c, const V& bound) {
+    return minimum(bound, maximum(-bound, c));
   }
 
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V& c, State<V>& grad,
-                                  const Peephole<V>& peep) {
-    const V i = slot[0], f = slot[1], g = slot[2], o = slot[3];
-    const V tanh_c = hyperbolic_tangent(c);
-    slot[3] = grad.h * tanh_c * sigmoid_slope(o);
-    V dc = multiply_add(grad.h * o, tanh_slope(tanh_c), grad.c);
-    if constexpr (peephole) dc = multiply_add(peep.o, slot[3], dc);
-    slot[0] = dc * g * sigmoid_slope(i);
-    slot[1] = dc * before.c * sigmoid_slope(f);
-    slot[2] = dc * i * tanh_slope(g);
-    grad.c = dc * f;
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>& weights) {
+    gate(slot, state, weights);
+    state.h = slot[o] * hyperbolic_tangent(state.c);
+  }
+
+  // All but h_t.
+  template <class V>
+  FASTRNN_HD static void gate(V (&slot)[slots], State<V>& state, const LaneWeights<V>& weights) {
     if constexpr (peephole) {
-      grad.c = multiply_add(peep.i, slot[0], grad.c);
-      grad.c = multiply_add(peep.f, slot[1], grad.c);
+      slot[i] = multiply_add(weights.i, state.c, slot[i]);
+      if constexpr (!coupled) slot[f] = multiply_add(weights.f, state.c, slot[f]);
+    }
+    slot[i] = sigmoid(slot[i]);
+    if constexpr (!coupled) slot[f] = sigmoid(slot[f]);
+    slot[g] = hyperbolic_tangent(slot[g]);
+    state.c = clipped(candidate(slot, state.c), weights.clip);
+    if constexpr (peephole) slot[o] = multiply_add(weights.o, state.c, slot[o]);
+    slot[o] = sigmoid(slot[o]);
+  }
+
+  template <class V>
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, State<V>& grad,
+                                  const LaneWeights<V>& weights) {
+    const V tanh_c = hyperbolic_tangent(clipped(candidate(slot, before.c), weights.clip));
+    const V gate_o = slot[o];
+    slot[o] = grad.h * tanh_c * sigmoid_slope(gate_o);
+    grad.c = multiply_add(grad.h * gate_o, tanh_slope(tanh_c), grad.c);
+    gate_backward(slot, before, grad, weights);
+  }
+
+  // From the gradients of c_t, which still lacks what o's peephole passes, and of the pre-activation of o.
+  template <class V>
+  FASTRNN_HD static void gate_backward(V (&slot)[slots], const State<V>& before, State<V>& grad,
+                                       const LaneWeights<V>& weights) {
+    V dc = grad.c;
+    if constexpr (peephole) dc = multiply_add(weights.o, slot[o], dc);
+    dc = dc - where_positive(magnitude(candidate(slot, before.c)) - weights.clip, dc);
+    const V gate_i = slot[i], gate_g = slot[g];
+    if constexpr (coupled) {
+      slot[i] = dc * (gate_g - before.c) * sigmoid_slope(gate_i);
+      grad.c = dc - dc * gate_i;
+    } else {
+      const V gate_f = slot[f];
+      slot[i] = dc * gate_g * sigmoid_slope(gate_i);
+      slot[f] = dc * before.c * sigmoid_slope(gate_f);
+      grad.c = dc * gate_f;
+    }
+    slot[g] = dc * gate_i * tanh_slope(gate_g);
+    if constexpr (peephole) {
+      grad.c = multiply_add(weights.i, slot[i], grad.c);
+      if constexpr (!coupled) grad.c = multiply_add(weights.f, slot[f], grad.c);
     }
   }
 };
@@ -146,7 +181,7 @@ struct Gru : Phase {
   static constexpr bool passes_h = true;
 
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>&) {
     slot[0] = sigmoid(slot[0]);
     slot[1] = sigmoid(slot[1]);
     slot[2] = hyperbolic_tangent(multiply_add(slot[0], slot[3], slot[2]));
@@ -156,8 +191,8 @@ struct Gru : Phase {
   // Leaves the gradients in the order n, r, z, n: the first three are those of the products with x, the
   // last three those of the products with h.
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
-                                  const Peephole<V>&) {
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, State<V>& grad,
+                                  const LaneWeights<V>&) {
     const V r = slot[0], z = slot[1], n = slot[2];
     const V dn = (grad.h - grad.h * z) * tanh_slope(n);
     slot[1] = dn * slot[3] * sigmoid_slope(r);
@@ -178,7 +213,7 @@ struct GruResetBeforeGates : Phase {
   static constexpr bool adds_h = true;
 
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>&) {
     slot[0] = sigmoid(slot[0]);
     slot[1] = sigmoid(slot[1]);
     state.h = slot[0] * state.h;
@@ -186,8 +221,8 @@ struct GruResetBeforeGates : Phase {
 
   // The second phase, which comes first in backward, has left the gradient of z.
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
-                                  const Peephole<V>&) {
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, State<V>& grad,
+                                  const LaneWeights<V>&) {
     const V r = slot[0];
     slot[0] = grad.h * before.h * sigmoid_slope(r);
     grad.h = grad.h * r;
@@ -203,14 +238,14 @@ struct GruResetBeforeCandidate : Phase {
   static constexpr bool passes_h = true;
 
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>&) {
     slot[1] = hyperbolic_tangent(slot[1]);
     state.h = interpolate(slot[0], slot[1], state.h);
   }
 
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, const V&, State<V>& grad,
-                                  const Peephole<V>&) {
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>& before, State<V>& grad,
+                                  const LaneWeights<V>&) {
     const V z = slot[0], n = slot[1];
     slot[1] = (grad.h - grad.h * z) * tanh_slope(n);
     slot[0] = grad.h * (before.h - n) * sigmoid_slope(z);
@@ -224,13 +259,12 @@ struct Projection : Phase {
   static constexpr bool reads_slots = false;
 
   template <class V>
-  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const Peephole<V>&) {
+  FASTRNN_HD static void forward(V (&slot)[slots], State<V>& state, const LaneWeights<V>&) {
     state.h = slot[0];
   }
 
   template <class V>
-  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, const V&, State<V>& grad,
-                                  const Peephole<V>&) {
+  FASTRNN_HD static void backward(V (&slot)[slots], const State<V>&, State<V>& grad, const LaneWeights<V>&) {
     slot[0] = grad.h;
   }
 };

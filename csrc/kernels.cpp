@@ -4,6 +4,8 @@
 
 #include "cells.h"
 #include "gemm.h"
+#include "mask.h"
+#include "norm.h"
 #include "outer.h"
 #include "simd.h"
 
@@ -101,7 +103,8 @@ struct StepTile {
     constexpr int lanes = V::lanes;
     W slot[Cell::slots];
     State<W> state{};
-    Peephole<W> peep{};
+    LaneWeights<W> weights{};
+    if constexpr (Cell::has_cell_state) weights.clip = W(s.clip);
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const int m = (first + i) / NP, p = (first + i) % NP;
@@ -123,13 +126,13 @@ struct StepTile {
         state.c.part[i] = V::load(s.c + (row + m) * s.c_stride + unit);
       }
       if constexpr (Cell::has_peephole) {
-        const T* weights = s.peephole + unit * 3;
-        peep.i.part[i] = V::load(weights);
-        peep.f.part[i] = V::load(weights + lanes);
-        peep.o.part[i] = V::load(weights + 2 * lanes);
+        const T* peephole = s.peephole + unit * 3;
+        weights.i.part[i] = V::load(peephole);
+        weights.f.part[i] = V::load(peephole + lanes);
+        weights.o.part[i] = V::load(peephole + 2 * lanes);
       }
     }
-    Cell::forward(slot, state, peep);
+    Cell::forward(slot, state, weights);
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const int m = (first + i) / NP, p = (first + i) % NP;
@@ -229,9 +232,10 @@ FASTRNN_INLINE void backward_vectors(const BackwardArguments<T>& b, std::int64_t
   using W = Wide<T, count>;
   using V = Vec<T>;
   constexpr int lanes = V::lanes;
-  W slot[Cell::slots], c{};
+  W slot[Cell::slots];
   State<W> before{}, grad{};
-  Peephole<W> peep{};
+  LaneWeights<W> weights{};
+  if constexpr (Cell::has_cell_state) weights.clip = W(b.clip);
   std::int64_t rows[count], units[count];
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
@@ -252,18 +256,17 @@ FASTRNN_INLINE void backward_vectors(const BackwardArguments<T>& b, std::int64_t
     grad.h.part[i] = h;
     if constexpr (Cell::reads_h) before.h.part[i] = V::load_up_to(b.h_previous[r] + unit, b.units - unit);
     if constexpr (Cell::has_cell_state) {
-      c.part[i] = V::load(b.c + r * b.c_stride + unit);
       before.c.part[i] = V::load(b.c_previous[r] + unit);
       grad.c.part[i] = V::load(b.dc + r * b.dc_stride + unit);
     }
     if constexpr (Cell::has_peephole) {
-      const T* weights = b.peephole + unit * 3;
-      peep.i.part[i] = V::load(weights);
-      peep.f.part[i] = V::load(weights + lanes);
-      peep.o.part[i] = V::load(weights + 2 * lanes);
+      const T* peephole = b.peephole + unit * 3;
+      weights.i.part[i] = V::load(peephole);
+      weights.f.part[i] = V::load(peephole + lanes);
+      weights.o.part[i] = V::load(peephole + 2 * lanes);
     }
   }
-  Cell::backward(slot, before, c, grad, peep);
+  Cell::backward(slot, before, grad, weights);
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
     const std::int64_t unit = units[i], r = rows[i];
@@ -377,17 +380,40 @@ constexpr Kernels<T> kernels() {
           product<T>,
           {backward<T, Rnn<Nonlinearity::tanh>>, backward<T, Rnn<Nonlinearity::relu>>,
            backward<T, Rnn<Nonlinearity::sigmoid>>, backward<T, Lstm<false>>, backward<T, Lstm<true>>,
-           backward<T, Gru>, backward<T, GruResetBeforeGates>, backward<T, GruResetBeforeCandidate>,
-           backward<T, Projection>},
+           backward<T, Lstm<false, true>>, backward<T, Lstm<true, true>>, backward<T, Gru>,
+           backward<T, GruResetBeforeGates>, backward<T, GruResetBeforeCandidate>, backward<T, Projection>},
           pack_slots<T>,
           pack_columns<T>,
           outer<T>,
           peephole<T>,
+          mask<T>,
+          moments<T>,
+          {norm_step<T, Rnn<Nonlinearity::tanh>>, norm_step<T, Rnn<Nonlinearity::relu>>,
+           norm_step<T, Rnn<Nonlinearity::sigmoid>>, norm_step<T, Lstm<false>>, norm_step<T, Lstm<true>>,
+           norm_step<T, Lstm<false, true>>, norm_step<T, Lstm<true, true>>, norm_step<T, Gru>,
+           norm_step<T, GruResetBeforeGates>, norm_step<T, GruResetBeforeCandidate>},
+          norm_output<T>,
+          {norm_recompute<T, Rnn<Nonlinearity::tanh>>, norm_recompute<T, Rnn<Nonlinearity::relu>>,
+           norm_recompute<T, Rnn<Nonlinearity::sigmoid>>, norm_recompute<T, Lstm<false>>,
+           norm_recompute<T, Lstm<true>>, norm_recompute<T, Lstm<false, true>>,
+           norm_recompute<T, Lstm<true, true>>, norm_recompute<T, Gru>,
+           norm_recompute<T, GruResetBeforeGates>, norm_recompute<T, GruResetBeforeCandidate>},
+          {norm_gates<T, Rnn<Nonlinearity::tanh>>, norm_gates<T, Rnn<Nonlinearity::relu>>,
+           norm_gates<T, Rnn<Nonlinearity::sigmoid>>, norm_gates<T, Lstm<false>>, norm_gates<T, Lstm<true>>,
+           norm_gates<T, Lstm<false, true>>, norm_gates<T, Lstm<true, true>>, norm_gates<T, Gru>,
+           norm_gates<T, GruResetBeforeGates>, norm_gates<T, GruResetBeforeCandidate>},
+          norm_means<T>,
+          {norm_products<T, Rnn<Nonlinearity::tanh>>, norm_products<T, Rnn<Nonlinearity::relu>>,
+           norm_products<T, Rnn<Nonlinearity::sigmoid>>, norm_products<T, Lstm<false>>,
+           norm_products<T, Lstm<true>>, norm_products<T, Lstm<false, true>>,
+           norm_products<T, Lstm<true, true>>, norm_products<T, Gru>, norm_products<T, GruResetBeforeGates>,
+           norm_products<T, GruResetBeforeCandidate>},
           checksum<T>,
-          {nullptr, input<T, 1>, nullptr, input<T, 3>, input<T, 4>},
+          {nullptr, input<T, 1>, input<T, 2>, input<T, 3>, input<T, 4>},
           {step<T, Rnn<Nonlinearity::tanh>>, step<T, Rnn<Nonlinearity::relu>>,
-           step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>, step<T, Gru>,
-           step<T, GruResetBeforeGates>, step<T, GruResetBeforeCandidate>, step<T, Projection>},
+           step<T, Rnn<Nonlinearity::sigmoid>>, step<T, Lstm<false>>, step<T, Lstm<true>>,
+           step<T, Lstm<false, true>>, step<T, Lstm<true, true>>, step<T, Gru>, step<T, GruResetBeforeGates>,
+           step<T, GruResetBeforeCandidate>, step<T, Projection>},
           {activation<T, ActivationFunction::exponential>, activation<T, ActivationFunction::sigmoid>,
            activation<T, ActivationFunction::tanh>},
           fma_chains<T>,

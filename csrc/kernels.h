@@ -16,6 +16,8 @@ enum class StepPhase : int {
   rnn_sigmoid,
   lstm,
   lstm_peephole,
+  lstm_coupled,
+  lstm_coupled_peephole,
   gru,
   gru_reset_before_gates,
   gru_reset_before_candidate,
@@ -64,6 +66,7 @@ struct StepArguments {
   bool keep_slots;             // training: write the activated gates back
   const T* recurrent_bias;     // [panel][lane], start of the `separate` product; else unused
   const T* peephole;           // [panel][3][lane] or unused
+  T clip;                      // of |c_t|; infinite: none
   T* c;                        // (rows, own units): cell state, c_{t-1} on entry, c_t on return
   std::int64_t c_stride;       //
   T* c_kept;                   // training: c_t once more, for the tape; else null
@@ -121,11 +124,10 @@ struct BackwardArguments {
   std::int64_t dh_stride;      //
   T* dc;                       // (rows, own units): dL/dc_t on entry, dL/dc_{t-1} on return
   std::int64_t dc_stride;      //
-  const T* c;                  // (rows, own units): c_t
-  std::int64_t c_stride;       //
   const T* const* c_previous;  // `rows` pointers to the first own unit of whole panels
   const T* const* h_previous;  // `rows` pointers to the first own unit
   const T* peephole;
+  T clip;
 };
 
 // Copies `count` whole vectors of each row (consecutive slots), as the left side of an OuterArguments, and
@@ -142,7 +144,8 @@ struct PackSlotsArguments {
 // Copies columns of rows into [vector of columns][row][lane], as the right side of an OuterArguments.
 template <class T>
 struct PackColumnsArguments {
-  const T* const* x;  // `rows` pointers
+  const T* const* x;      // `rows` pointers
+  const T* const* scale;  // `rows` pointers to what they are multiplied by, or null
   std::int64_t rows, columns;
   std::int64_t first, count;  // which vectors of columns to write
   T* packed;                  // start of vector 0
@@ -160,16 +163,111 @@ struct OuterArguments {
   bool accumulate;
 };
 
-// sums[i, f, o][unit] += sum over rows of slots i, f with c_previous and of slot o with c.
+// sums[i, f, o][unit] += sum over rows of slots i, f with c_previous and of slot o with c. Of three slots,
+// f is missing.
 template <class T>
 struct PeepholeArguments {
   std::int64_t rows, panels;
+  int slots_per_unit;
   const T* slots;
   std::int64_t slots_stride;
   const T* c;
   std::int64_t c_stride;
   const T* const* c_previous;
   T* sums;  // [panel][3][lane]
+};
+
+// Random values of units [first, first + count): `hit` with the probability, else `miss` (random.h).
+template <class T>
+struct MaskArguments {
+  T* out;  // of unit `first`
+  std::int64_t first, count;
+  std::uint64_t seed;
+  std::uint32_t row, step, stream;
+  double probability;
+  T hit, miss;
+};
+
+// ---- layer normalisation (norm.h)
+
+// Of a row of `gates` values for each of `units` units: its mean, and 1 / sqrt(variance + 1e-5).
+template <class T>
+struct MomentsArguments {
+  const T* const* x;  // `rows` pointers to [panel][slot][lane]
+  std::int64_t rows, units;
+  int slots_per_unit, gates;
+  T *mean, *scale;  // (rows,)
+};
+
+// Gains and shifts, at the first own panel: [panel][gate][lane], and [panel][lane] of c. A shift is the bias
+// of the norm and that of the product.
+template <class T>
+struct NormWeights {
+  const T *gain_x, *shift_x, *gain_h, *shift_h, *gain_c, *shift_c;
+};
+
+// One phase of a step after its product.
+template <class T>
+struct NormStepArguments {
+  std::int64_t rows, panels;
+  std::int64_t units;  // own units that exist
+  T* slots;            // (rows, panels, 2G, lanes)
+  std::int64_t slots_stride;
+  const T* raw;  // (rows, panels, G, lanes): the product with h
+  std::int64_t raw_stride;
+  const T *mean_x, *scale_x, *mean_h, *scale_h, *mean_c, *scale_c;  // (rows,)
+  NormWeights<T> weights;
+  const T* peephole;
+  T clip;
+  T* c;  // as StepArguments
+  std::int64_t c_stride;
+  T* c_kept;
+  std::int64_t c_kept_stride;
+  T *candidate, *o;     // (rows, own units), c_stride: c_t and the output gate, for `norm_output`
+  const T* h_previous;  // as StepArguments
+  std::int64_t h_stride;
+  T* result;
+  std::int64_t result_stride;
+  T* const* y;
+};
+
+template <class T>
+struct NormBackwardArguments {
+  std::int64_t rows, panels;
+  std::int64_t units;
+  T* slots;
+  std::int64_t slots_stride;
+  T* gates;  // (rows, panels, gates_per_unit, lanes): the activated gates, then gradients
+  std::int64_t gates_stride;
+  int gates_per_unit;
+  T* normed;  // (rows, panels, 2G, lanes): gradients of the normalised products
+  std::int64_t normed_stride;
+  const T* grad;  // these as BackwardArguments
+  std::int64_t grad_stride;
+  const T* const* grad_y;
+  T* dh;
+  std::int64_t dh_stride;
+  T* dc;
+  std::int64_t dc_stride;
+  const T* const* c_previous;
+  const T* const* h_previous;
+  const T* peephole;
+  T clip;
+  NormWeights<T> weights;
+  T *c_normed, *dc_normed;  // (rows, own units), dc_stride: the normalised c_t and its gradient
+  enum Moment { scale_x, scale_h, scale_h2, mean_c, scale_c, moment_count };
+  const T* moments;  // (rows, moments_stride) of Moment
+  std::int64_t moments_stride;
+  // (rows, panels, 4G + 5, lanes): of each row over the steps, gradients of gain_x, shift_x, gain_h, shift_h,
+  // gain_c, shift_c, and peepholes i, f, o.
+  T* sums;
+  std::int64_t sums_stride;
+  // (rows, all panels, 6, lanes): of each row sums that make `means`, of the gradients of a normalised value
+  // and of their products with it, of c, of h's product and of x's.
+  T *partial, *all_partial;  // at the first own panel, and at the first of all
+  std::int64_t partial_stride;
+  static constexpr int mean_count = 6;
+  T* means;  // (rows, 6)
 };
 
 template <class T>
@@ -183,6 +281,15 @@ struct Kernels {
   void (*pack_columns)(const PackColumnsArguments<T>&);
   void (*outer)(const OuterArguments<T>&);
   void (*peephole)(const PeepholeArguments<T>&);
+  void (*mask)(const MaskArguments<T>&);
+  void (*moments)(const MomentsArguments<T>&);
+  void (*norm_step[static_cast<int>(StepPhase::count)])(const NormStepArguments<T>&);
+  void (*norm_output)(const NormStepArguments<T>&);
+  void (*norm_recompute[static_cast<int>(StepPhase::count)])(const NormBackwardArguments<T>&);
+  void (*norm_gates[static_cast<int>(StepPhase::count)])(const NormBackwardArguments<T>&);
+  void (*norm_means)(const NormBackwardArguments<T>&, int first, int count, std::int64_t all_panels,
+                     T values);
+  void (*norm_products[static_cast<int>(StepPhase::count)])(const NormBackwardArguments<T>&);
   // Of the bits of n values.
   std::uint64_t (*checksum)(const T* x, std::int64_t n);
   void (*input[5])(const InputArguments<T>&);  // indexed by G

@@ -54,7 +54,9 @@ void pack_columns(const PackColumnsArguments<T>& p) {
       for (std::int64_t row = first; row < last; ++row) {
         const T* x = p.x[row] + v * V::lanes;
         if (row + together < p.rows) __builtin_prefetch(p.x[row + together] + v * V::lanes);
-        V::load_up_to(x, exist).store(p.packed + (v * p.rows + row) * V::lanes);
+        V value = V::load_up_to(x, exist);
+        if (p.scale) value = value * V::load_up_to(p.scale[row] + v * V::lanes, exist);
+        value.store(p.packed + (v * p.rows + row) * V::lanes);
       }
     }
   }
@@ -141,7 +143,8 @@ void outer(const OuterArguments<T>& o) {
 template <class T>
 void peephole(const PeepholeArguments<T>& a) {
   using V = Vec<T>;
-  constexpr int lanes = V::lanes, slots = 4;
+  constexpr int lanes = V::lanes;
+  const int slots = a.slots_per_unit;
   for (std::int64_t panel = 0; panel < a.panels; ++panel) {
     T* const sums = a.sums + panel * 3 * lanes;
     V i = V::load(sums), f = V::load(sums + lanes), o = V::load(sums + 2 * lanes);
@@ -149,8 +152,9 @@ void peephole(const PeepholeArguments<T>& a) {
       const T* slot = a.slots + row * a.slots_stride + panel * slots * lanes;
       const V before = V::load(a.c_previous[row] + panel * lanes);
       i = multiply_add(V::load(slot), before, i);
-      f = multiply_add(V::load(slot + lanes), before, f);
-      o = multiply_add(V::load(slot + 3 * lanes), V::load(a.c + row * a.c_stride + panel * lanes), o);
+      if (slots == 4) f = multiply_add(V::load(slot + lanes), before, f);
+      o = multiply_add(V::load(slot + (slots - 1) * lanes), V::load(a.c + row * a.c_stride + panel * lanes),
+                       o);
     }
     i.store(sums);
     f.store(sums + lanes);

@@ -75,6 +75,7 @@ class CostModel {
     const double panels = static_cast<double>((all_panels + p.slices - 1) / p.slices);
     const double gates = config_.gates();
     const bool two_phases = config_.proj_size || config_.cell == CellKind::gru_reset_before;
+    const int meetings = (two_phases ? 2 : 1) + (config_.layer_norm ? config_.has_cell_state() ? 2 : 1 : 0);
     double total = 0;
     for (std::int64_t layer = 0; layer < std::min<std::int64_t>(config_.num_layers, 2); ++layer) {
       const double same = layer == 0 ? 1 : static_cast<double>(config_.num_layers - 1);
@@ -84,7 +85,7 @@ class CostModel {
       const double per_cycle = bytes < 32e3 ? 64 : bytes < 800e3 ? 40 : 14;
       double step = std::max(rows * panels * gates * width / 2, bytes / per_cycle);
       step += rows * panels * gates * inputs / 2 + rows * panels * unit_math;
-      if (p.slices > 1) step += slowness * (barrier + barrier_per_thread * p.slices) * (two_phases ? 2 : 1);
+      if (p.slices > 1) step += slowness * (barrier + barrier_per_thread * p.slices) * meetings;
       total += same * step;
     }
     total *= static_cast<double>(steps) * static_cast<double>(config_.directions()) / p.directions;

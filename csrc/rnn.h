@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ enum class CellKind : int {
   rnn_sigmoid,
   lstm,
   lstm_peephole,
+  lstm_coupled,
+  lstm_coupled_peephole,
   gru,
   gru_reset_before,
   count
@@ -40,10 +43,16 @@ struct Config {
   std::int64_t proj_size = 0;  // LSTM only; 0: none
   bool bias = true;
   Merge merge = Merge::concat;
-  bool residual = false;  // adds a layer's input to its output where the widths agree
+  bool residual = false;    // adds a layer's input to its output where the widths agree
+  bool layer_norm = false;  // of both products over a row's gates, and of c_t before the output's tanh
+  double clip = std::numeric_limits<double>::infinity();  // bound of |c_t|
 
   int gates() const;
   bool has_cell_state() const;
+  bool has_peephole() const {
+    return cell == CellKind::lstm_peephole || cell == CellKind::lstm_coupled_peephole;
+  }
+  bool coupled() const { return cell == CellKind::lstm_coupled || cell == CellKind::lstm_coupled_peephole; }
   std::int64_t directions() const { return bidirectional ? 2 : 1; }
   std::int64_t state_size() const { return proj_size ? proj_size : hidden_size; }  // R
   std::int64_t output_size() const { return state_size() * (merge == Merge::concat ? directions() : 1); }
@@ -51,7 +60,9 @@ struct Config {
 };
 
 // torch.nn's parameters in torch.nn's order: per layer, per direction weight_ih, weight_hh, bias_ih,
-// bias_hh, weight_hr, then weight_peep (3, H) = i, f, o.
+// bias_hh, weight_hr, then weight_peep (3, H) = i, f, o, of coupled gates (2, H) = i, o, then of layer
+// norm norm_ih_weight, norm_ih_bias, norm_hh_weight, norm_hh_bias (G*H,) and, with a cell state,
+// norm_c_weight, norm_c_bias (H,).
 struct Parameter {
   std::string name;
   std::vector<std::int64_t> shape;
@@ -62,6 +73,22 @@ std::vector<Parameter> parameters_of(const Config& config);
 // Where the parameters of one layer and direction are among those; -1: it has none of that kind.
 struct ParameterIndices {
   int weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peep;
+  int norm_ih_weight, norm_ih_bias, norm_hh_weight, norm_hh_bias, norm_c_weight, norm_c_bias;
+};
+
+// Probabilities of what is random in training. Zoneout acts outside of it, too: by its expectation.
+struct Noise {
+  double dropout = 0;            // on the outputs of all layers but the last, per step
+  double input_dropout = 0;      // on the inputs of all layers, one mask per sequence (Gal & Ghahramani 2016)
+  double recurrent_dropout = 0;  // on the h that W_hh multiplies, one mask per sequence
+  double zoneout_h = 0, zoneout_c = 0;  // a unit's state stays as it was (Krueger et al. 2017)
+  double weight_drop = 0;               // on W_hh, one mask per call (Merity et al. 2018)
+  bool training = false;
+
+  bool is_random() const {
+    return training && (dropout > 0 || input_dropout > 0 || recurrent_dropout > 0 || zoneout_h > 0 ||
+                        zoneout_c > 0 || weight_drop > 0);
+  }
 };
 
 ParameterIndices parameter_indices(const Config& config, std::int64_t layer, std::int64_t direction);
@@ -104,17 +131,21 @@ struct Forward {
   const std::int64_t* lengths = nullptr;  // (B,), each in 0 .. T; null: all T
   View resets;                            // (T, B) bytes, nonzero: the state does not pass from
                                           // step t-1 to step t of that row, in either direction
-  double dropout = 0;                     // on the outputs of all layers but the last
-  std::uint64_t seed = 0;                 // of the dropout masks
+  Noise noise;
+  std::uint64_t seed = 0;  // of the masks
 
   T* y = nullptr;  // output row (t, b) at y + t * y_step + b * y_row, output_size() wide
   std::int64_t y_step = 0, y_row = 0;
   T* hn = nullptr;  // (D*L, B, R) contiguous: each direction's state after its last valid step
   T* cn = nullptr;  // (D*L, B, H)
+  // The states after every step, zeroed by the caller where no step is taken: (D*L, T, B, R) and
+  // (D*L, T, B, H) contiguous; null: not wanted.
+  T* h_all = nullptr;
+  T* c_all = nullptr;
 
   // For training: the tape is filled, x is one aligned block without gaps, and the weights are those of
   // `parameters`, if they are given, packed into `scratch` (scratch_bytes(), on a cache line), which is free
-  // after the call.
+  // after the call. weight_drop needs them.
   Tape<T>* tape = nullptr;
   const T* const* parameters = nullptr;
   void* scratch = nullptr;
@@ -128,10 +159,12 @@ struct Backward {
   const T* const* parameters = nullptr;  // of parameters_of, as they were in the forward call
   const T* grad_y = nullptr;             // output_size() wide rows as y's; null: zeros
   std::int64_t grad_y_step = 0, grad_y_row = 0;
-  const T* grad_hn = nullptr;  // (D*L, B, R) contiguous; null: zeros
-  const T* grad_cn = nullptr;  // (D*L, B, H); null: zeros
-  View x;                      // where x lies now, as in the forward call; absent: where it lay
-  bool retain = false;         // leave the tape as it is, at the price of a copy of its gates
+  const T* grad_hn = nullptr;     // (D*L, B, R) contiguous; null: zeros
+  const T* grad_cn = nullptr;     // (D*L, B, H); null: zeros
+  const T* grad_h_all = nullptr;  // (D*L, T, B, R); null: zeros
+  const T* grad_c_all = nullptr;  // (D*L, T, B, H); null: zeros
+  View x;                         // where x lies now, as in the forward call; absent: where it lay
+  bool retain = false;            // leave the tape as it is, at the price of a copy of its gates
 
   T* grad_x = nullptr;  // (T, B, I); null: not wanted
   std::int64_t grad_x_step = 0, grad_x_row = 0;

@@ -6,9 +6,12 @@
 
 namespace fastrnn {
 
-CellPlan plan_of(const Config& config) {
-  constexpr CellPlan rnn = {1, {{StepPhase::rnn_tanh, 0, 1}, {}}, -1, 1, {0}, {0}};
-  constexpr CellPlan lstm = {1, {{StepPhase::lstm, 0, 4}, {}}, -1, 4, {0, 1, 2, 3}, {0, 1, 2, 3}};
+namespace {
+
+CellPlan plan_of_cell(const Config& config) {
+  constexpr CellPlan rnn = {1, {{StepPhase::rnn_tanh, 0, 1}, {}}, -1, 1, {0}, {0}, false};
+  constexpr CellPlan lstm = {1, {{StepPhase::lstm, 0, 4}, {}}, -1, 4, {0, 1, 2, 3}, {0, 1, 2, 3}, false};
+  constexpr CellPlan coupled = {1, {{StepPhase::lstm_coupled, 0, 3}, {}}, -1, 3, {0, 1, 2}, {0, 1, 2}, false};
   CellPlan plan = rnn;
   switch (config.cell) {
     case CellKind::rnn_tanh:
@@ -25,16 +28,41 @@ CellPlan plan_of(const Config& config) {
       plan = lstm;
       plan.phase[0].phase = StepPhase::lstm_peephole;
       return plan;
+    case CellKind::lstm_coupled:
+      return coupled;
+    case CellKind::lstm_coupled_peephole:
+      plan = coupled;
+      plan.phase[0].phase = StepPhase::lstm_coupled_peephole;
+      return plan;
     case CellKind::gru:
-      return {1, {{StepPhase::gru, 0, 3}, {}}, 2, 4, {2, 0, 1, -1}, {-1, 0, 1, 2}};
+      return {1, {{StepPhase::gru, 0, 3}, {}}, 2, 4, {2, 0, 1, -1}, {-1, 0, 1, 2}, true};
     default:
       return {2,
               {{StepPhase::gru_reset_before_gates, 0, 2}, {StepPhase::gru_reset_before_candidate, 2, 1}},
               -1,
               3,
               {0, 1, 2},
-              {0, 1, 2}};
+              {0, 1, 2},
+              true};
   }
+}
+
+// With layer norm a unit has a slot for each gate of either product.
+CellPlan with_norm(CellPlan plan, int gates) {
+  plan.separate_gate = -1;
+  plan.slots = 2 * gates;
+  for (int gate = 0; gate < gates; ++gate) {
+    plan.input_gate[gate] = plan.recurrent_gate[gates + gate] = gate;
+    plan.recurrent_gate[gate] = plan.input_gate[gates + gate] = -1;
+  }
+  return plan;
+}
+
+}  // namespace
+
+CellPlan plan_of(const Config& config) {
+  const CellPlan plan = plan_of_cell(config);
+  return config.layer_norm ? with_norm(plan, config.gates()) : plan;
 }
 
 std::vector<std::int64_t> gradient_rooms(const Config& config, int lanes) {
@@ -121,8 +149,9 @@ void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes
       w.recurrent[phase] = arena.take<T>(padded * plan.phase[phase].gates * config.state_size());
     }
     w.recurrent_bias = arena.take<T>(padded);
-    w.peephole = arena.take<T>(config.cell == CellKind::lstm_peephole ? 3 * padded : 0);
+    w.peephole = arena.take<T>(config.has_peephole() ? 3 * padded : 0);
     w.projection = arena.take<T>(round_up(config.proj_size, lanes) * config.hidden_size);
+    lay_out_norm(arena, config, lanes, w.norm);
   }
 }
 
@@ -138,7 +167,7 @@ void pack_lanes(const Config& config, int separate_gate, int lanes, const T* con
     const std::int64_t panel = unit / lanes, lane = unit % lanes;
     const bool exists = unit < hidden;
     for (int gate = 0; gate < gates; ++gate) {
-      const bool has_bias = exists && config.bias;
+      const bool has_bias = exists && config.bias && !config.layer_norm;  // which adds them later
       const T from_input = has_bias ? parameters[index.bias_ih][gate * hidden + unit] : T(0);
       const T from_hidden = has_bias ? parameters[index.bias_hh][gate * hidden + unit] : T(0);
       const bool separate = gate == separate_gate;
@@ -146,13 +175,48 @@ void pack_lanes(const Config& config, int separate_gate, int lanes, const T* con
       if (separate) w.recurrent_bias[unit] = from_hidden;
     }
     for (int row = 0; index.weight_peep >= 0 && row < 3; ++row) {
+      const int from = peephole_row(config, row);
       w.peephole[(panel * 3 + row) * lanes + lane] =
-          exists ? parameters[index.weight_peep][row * hidden + unit] : T(0);
+          exists && from >= 0 ? parameters[index.weight_peep][from * hidden + unit] : T(0);
     }
   }
 }
 
 }  // namespace
+
+template <class T>
+void lay_out_norm(Arena& arena, const Config& config, int lanes, NormWeights<T>& norm) {
+  if (!config.layer_norm) return;
+  const std::int64_t padded = round_up(config.hidden_size, lanes);
+  for (const T** piece : {&norm.gain_x, &norm.shift_x, &norm.gain_h, &norm.shift_h}) {
+    *piece = arena.take<T>(padded * config.gates());
+  }
+  for (const T** piece : {&norm.gain_c, &norm.shift_c}) *piece = arena.take<T>(padded);
+}
+
+template <class T>
+void pack_norm(const Config& config, int lanes, const T* const* parameters, const ParameterIndices& index,
+               const NormWeights<T>& norm, const Range& own) {
+  const std::int64_t hidden = config.hidden_size;
+  const int gates = config.gates();
+  const auto value = [&](int parameter, std::int64_t i) {
+    return parameter >= 0 && i >= 0 ? parameters[parameter][i] : T(0);
+  };
+  for (std::int64_t unit = own.first * lanes; unit < (own.first + own.count) * lanes; ++unit) {
+    const auto write = [&](const T* piece, std::int64_t at, T x) { const_cast<T*>(piece)[at] = x; };
+    for (int gate = 0; gate < gates; ++gate) {
+      const std::int64_t at = (unit / lanes * gates + gate) * lanes + unit % lanes;
+      const std::int64_t i = unit < hidden ? gate * hidden + unit : -1;
+      write(norm.gain_x, at, value(index.norm_ih_weight, i));
+      write(norm.shift_x, at, value(index.norm_ih_bias, i) + value(index.bias_ih, i));
+      write(norm.gain_h, at, value(index.norm_hh_weight, i));
+      write(norm.shift_h, at, value(index.norm_hh_bias, i) + value(index.bias_hh, i));
+    }
+    const std::int64_t i = unit < hidden ? unit : -1;
+    write(norm.gain_c, unit, value(index.norm_c_weight, i));
+    write(norm.shift_c, unit, value(index.norm_c_bias, i));
+  }
+}
 
 template <class T>
 void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels, const T* const* parameters,
@@ -177,10 +241,17 @@ void pack(const Config& config, const CellPlan& plan, const Kernels<T>& kernels,
                       w.projection});
       }
       pack_lanes(config, plan.separate_gate, lanes, parameters, index, w, own);
+      if (config.layer_norm) pack_norm(config, lanes, parameters, index, w.norm, own);
     }
   }
 }
 
+template void lay_out_norm(Arena&, const Config&, int, NormWeights<float>&);
+template void lay_out_norm(Arena&, const Config&, int, NormWeights<double>&);
+template void pack_norm(const Config&, int, const float* const*, const ParameterIndices&,
+                        const NormWeights<float>&, const Range&);
+template void pack_norm(const Config&, int, const double* const*, const ParameterIndices&,
+                        const NormWeights<double>&, const Range&);
 template void lay_out(Arena&, const Config&, const CellPlan&, int, CpuWeights<float>&);
 template void lay_out(Arena&, const Config&, const CellPlan&, int, CpuWeights<double>&);
 template void pack(const Config&, const CellPlan&, const Kernels<float>&, const float* const*,
@@ -239,8 +310,9 @@ class CpuNetwork : public Network<T> {
   std::vector<std::int64_t> gradient_rooms() const override { return rooms_; }
 
   std::unique_ptr<StepGradients<T>> make_step_gradients() const override {
-    const bool plain = plan_.phases == 1 && config_.cell != CellKind::lstm_peephole && !config_.proj_size &&
-                       config_.num_layers * config_.directions() == 1 && plain_output(config_, 0, 0);
+    const bool plain = plan_.phases == 1 && !config_.has_peephole() && !config_.layer_norm &&
+                       !config_.proj_size && config_.num_layers * config_.directions() == 1 &&
+                       plain_output(config_, 0, 0);
     if (!plain) throw std::invalid_argument("step by step: expected one layer and direction of a plain cell");
     return fastrnn::make_step_gradients<T>();
   }

@@ -29,7 +29,8 @@ struct CellPlan {
   int slots;          // per unit, in training
   // The gate of whose product with x (with h) a slot holds the gradient after backward; -1: of none. Those
   // of one product are adjacent.
-  int input_gate[4], recurrent_gate[4];
+  int input_gate[8], recurrent_gate[8];
+  bool passes_h;  // h_{t-1} acts on h_t lane by lane, too
 
   // The slots of a phase's product with h.
   int first_slot(int index) const {
@@ -60,9 +61,15 @@ struct DirectionWeights {
   T* input_bias;
   T* recurrent[2];
   T* recurrent_bias;
-  T* peephole;
+  T* peephole;  // rows i, f, o; of coupled gates f is 0
   T* projection;
+  NormWeights<T> norm;
 };
+
+// The row of weight_peep that acts as row i, f or o; -1: none.
+inline int peephole_row(const Config& config, int row) {
+  return !config.coupled() || row == 0 ? row : row == 2 ? 1 : -1;
+}
 
 template <class T>
 struct CpuWeights : Weights<T> {
@@ -72,6 +79,20 @@ struct CpuWeights : Weights<T> {
 
 template <class T>
 void lay_out(Arena& arena, const Config& config, const CellPlan& plan, int lanes, CpuWeights<T>& weights);
+
+// Layer norm's gains and shifts; `norm` has room for whole panels, of which `own` are written.
+template <class T>
+void lay_out_norm(Arena& arena, const Config& config, int lanes, NormWeights<T>& norm);
+template <class T>
+void pack_norm(const Config& config, int lanes, const T* const* parameters, const ParameterIndices& index,
+               const NormWeights<T>& norm, const Range& own);
+
+// Those from a panel on.
+template <class T>
+NormWeights<T> from_unit(const NormWeights<T>& norm, std::int64_t gates, std::int64_t unit) {
+  return {norm.gain_x + gates * unit,  norm.shift_x + gates * unit, norm.gain_h + gates * unit,
+          norm.shift_h + gates * unit, norm.gain_c + unit,          norm.shift_c + unit};
+}
 
 // One thread's share of the packing.
 template <class T>

@@ -12,8 +12,6 @@
 
 #include <stdexcept>
 
-#include "random.h"
-
 namespace fastrnn {
 namespace {
 
@@ -42,8 +40,11 @@ class BackwardWorker : BackwardMember<T> {
   using Base::kernels_;
   using Base::lanes_;
   using Base::lengths_;
+  using Base::masked_h_rows_;
+  using Base::masks_;
   using Base::max_steps_;
   using Base::meet_all;
+  using Base::meet_group;
   using Base::meet_slices;
   using Base::mine;
   using Base::out_rows_;
@@ -71,6 +72,7 @@ class BackwardWorker : BackwardMember<T> {
   void run() {
     if (!unchanged()) return;
     keep_slots();
+    draw_masks();
     pack_weights();
     for (std::int64_t layer = config_.num_layers - 1; layer >= 0; --layer) {
       prepare_output_gradient(layer);
@@ -83,6 +85,7 @@ class BackwardWorker : BackwardMember<T> {
       if (backward_.steps) return;
       meet_all();
       for (int d = 0; d < config_.directions(); ++d) grad_weights(call_, thread_, layer, d);
+      if (buffers_.dropped) drop_gradients(layer);
     }
   }
 
@@ -100,6 +103,41 @@ class BackwardWorker : BackwardMember<T> {
       for (int d = 0; d < config_.directions(); ++d) {
         std::copy_n(tape_.chain(layer, d).slots + own.first, own.count, slots(layer, d) + own.first);
       }
+    }
+  }
+
+  // Masks of whole sequences, and what weights the forward pass dropped.
+  void draw_masks() {
+    const Range own = part_of(tape_.batch, threads(), thread_);
+    for (std::int64_t id = own.first; id < own.first + own.count; ++id) {
+      buffers_.masks.draw(config_, masks_, id);
+    }
+    if (!buffers_.dropped) return;
+    const std::int64_t rows = config_.gates() * config_.hidden_size;
+    const Range share = part_of(rows, threads(), thread_);
+    for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (int d = 0; d < config_.directions(); ++d) {
+        masks_.drop_weights(layer, d, backward_.parameters[parameter_indices(config_, layer, d).weight_hh],
+                            config_.state_size(), share.first, share.count, dropped(layer, d));
+      }
+    }
+    meet_all();
+  }
+
+  T* dropped(std::int64_t layer, int d) const {
+    const std::int64_t size = config_.gates() * config_.hidden_size * config_.state_size();
+    return buffers_.dropped + (layer * config_.directions() + d) * size;
+  }
+
+  void drop_gradients(std::int64_t layer) {
+    meet_all();
+    const std::int64_t columns = config_.state_size();
+    const Range share = part_of(config_.gates() * config_.hidden_size, threads(), thread_);
+    for (int d = 0; d < config_.directions(); ++d) {
+      T* const g = gradient(parameter_indices(config_, layer, d).weight_hh);
+      masks_.drop_weights(layer, d, g, columns, share.first, share.count, dropped(layer, d));
+      std::copy_n(dropped(layer, d) + share.first * columns, share.count * columns,
+                  g + share.first * columns);
     }
   }
 
@@ -129,28 +167,36 @@ class BackwardWorker : BackwardMember<T> {
       for (int d = 0; d < config_.directions(); ++d) {
         const ParameterIndices index = parameter_indices(config_, layer, d);
         if ((layer > 0 || backward_.grad_x) && !(steps && steps->has_input)) {
-          pack(index.weight_ih, config_.hidden_size, config_.layer_input_size(layer), plan_.input_gate,
-               config_.gates(), gradient(index.weight_ih));
+          pack(backward_.parameters[index.weight_ih], config_.hidden_size, config_.layer_input_size(layer),
+               plan_.input_gate, config_.gates(), gradient(index.weight_ih));
         }
         for (int i = 0; i < plan_.phases && !(steps && steps->has_recurrent); ++i) {
-          pack(index.weight_hh, config_.hidden_size, config_.state_size(),
-               plan_.recurrent_gate + plan_.first_slot(i), plan_.phase[i].gates,
-               packed_recurrent(layer, d, i));
+          const T* const weight =
+              buffers_.dropped ? dropped(layer, d) : backward_.parameters[index.weight_hh];
+          pack(weight, config_.hidden_size, config_.state_size(), plan_.recurrent_gate + plan_.first_slot(i),
+               plan_.phase[i].gates, packed_recurrent(layer, d, i));
         }
         if (config_.proj_size) {
-          pack(index.weight_hr, config_.proj_size, config_.hidden_size, &only_gate, 1,
+          pack(backward_.parameters[index.weight_hr], config_.proj_size, config_.hidden_size, &only_gate, 1,
                gradient(index.weight_hr));
         }
         if (index.weight_peep >= 0) pack_peephole(index.weight_peep, peephole(layer, d));
+        if (config_.layer_norm) {
+          pack_norm(config_, static_cast<int>(lanes_), backward_.parameters, index, norm(layer, d),
+                    part_of(hidden_panels_, threads(), thread_));
+        }
       }
     }
   }
 
-  void pack(int parameter, std::int64_t units, std::int64_t columns, const int* gate, int gates,
+  void pack(const T* weight, std::int64_t units, std::int64_t columns, const int* gate, int gates,
             T* packed) const {
     const Range own = part_of(round_up(columns, lanes_) / lanes_, threads(), thread_);
-    kernels_.pack_transposed(
-        {backward_.parameters[parameter], units, columns, gate, gates, own.first, own.count, packed});
+    kernels_.pack_transposed({weight, units, columns, gate, gates, own.first, own.count, packed});
+  }
+
+  const NormWeights<T>& norm(std::int64_t layer, int d) const {
+    return buffers_.norm[static_cast<std::size_t>(layer * config_.directions() + d)];
   }
 
   T* peephole(std::int64_t layer, int d) const {
@@ -161,9 +207,11 @@ class BackwardWorker : BackwardMember<T> {
     if (thread_ != 0) return;
     for (std::int64_t unit = 0; unit < hidden_panels_ * lanes_; ++unit) {
       for (int row = 0; row < 3; ++row) {
-        const std::int64_t from = row * config_.hidden_size + unit;
+        const int from = peephole_row(config_, row);
         packed[(unit / lanes_ * 3 + row) * lanes_ + unit % lanes_] =
-            unit < config_.hidden_size ? backward_.parameters[parameter][from] : T(0);
+            unit < config_.hidden_size && from >= 0
+                ? backward_.parameters[parameter][from * config_.hidden_size + unit]
+                : T(0);
       }
     }
   }
@@ -184,7 +232,7 @@ class BackwardWorker : BackwardMember<T> {
 
   // Through dropout and the merge of directions; all threads share the rows.
   void prepare_output_gradient(std::int64_t layer) {
-    const bool dropout = dropout_at(config_, tape_.dropout, layer);
+    const bool dropout = dropout_at(config_, tape_.noise.dropout, layer);
     const Rows<const T*> in = output_gradient(layer);
     if (!in.base || !(dropout || merges(config_))) return;
     const std::int64_t width = config_.state_size();
@@ -194,8 +242,9 @@ class BackwardWorker : BackwardMember<T> {
         const std::int64_t row = t * tape_.batch + ids_[b];
         const T* dy = in.base + t * in.step + ids_[b] * in.row;
         if (dropout) {
-          apply_dropout(buffers_.between + row * config_.output_size(), 0, config_.output_size(),
-                        tape_.dropout, tape_.seed, layer, t, ids_[b]);
+          masks_.dropout(MaskKind::dropout, tape_.noise.dropout, layer, 0, t, ids_[b], 0,
+                         config_.output_size(), zone_row());
+          multiply_by(zone_row(), buffers_.between + row * config_.output_size(), config_.output_size());
         }
         if (merges(config_)) {
           split_merge(config_.merge, width, dy, tape_.chain(layer, 0).h + row * width,
@@ -234,6 +283,13 @@ class BackwardWorker : BackwardMember<T> {
   T* dc_row(int d, std::int64_t b) const {
     return buffers_.dc + (d * tape_.batch + first_row_ + b) * buffers_.c_stride;
   }
+  T* zone_row() const { return buffers_.zone + thread_ * buffers_.zone_stride; }
+  T* row_of(T* buffer, int d, std::int64_t b) const {
+    return buffer + (d * tape_.batch + first_row_ + b) * buffers_.h_stride;
+  }
+  T* carry_c_row(int d, std::int64_t b) const {
+    return buffers_.carry_c + (d * tape_.batch + first_row_ + b) * buffers_.c_stride;
+  }
   T* dexchange_row(int d, std::int64_t b) const {
     return buffers_.dexchange + (d * tape_.batch + first_row_ + b) * buffers_.c_stride;
   }
@@ -271,35 +327,43 @@ class BackwardWorker : BackwardMember<T> {
 
   void recur(std::int64_t layer, int d) {
     start(layer, d);
+    if (config_.layer_norm) clear_norm_sums(d);
     ProductArguments<T> through_state = state_product(layer, d);
     BackwardArguments<T> first{}, last{};
     ProductArguments<T> through_phase{};
     fill_arguments(layer, d, first, last, through_phase);
     std::int64_t later = 0;  // rows that have a step s+1
     for (std::int64_t s = max_steps_ - 1; s >= 0; --s) {
-      if (later > 0) pass_to(d, s + 1, later, through_state);
+      if (later > 0) pass_to(layer, d, s + 1, later, through_state);
       const std::int64_t n = active_rows(s);
       gather_step(layer, d, s, n);
+      if (backward_.grad_h_all || backward_.grad_c_all) add_state_gradients(layer, d, s, n);
+      if (tape_.noise.zoneout_h > 0 || tape_.noise.zoneout_c > 0) zone_step(layer, d, s, n);
       first.rows = last.rows = through_phase.rows = n;
       T* const step_slots = slots(layer, d) + kept_row(s) * tape_.slots_stride;
       T* const own_slots = step_slots + hidden_.first_panel * plan_.slots * lanes_;
       first.slots = last.slots = own_slots;
-      if (config_.has_cell_state()) {
-        first.c = tape_.chain(layer, d).c + kept_row(s) * tape_.c_stride + hidden_.first_unit;
-      }
       if (second_phase_) {
         if (config_.proj_size) last.slots = projected_row(d, s) + state_.first_unit;
-        run_phase(1, last);
+        run_phase(layer, d, s, 1, last);
         meet_slices();
         through_phase.a = config_.proj_size ? projected_row(d, s) : step_slots + plan_.first_slot(1) * lanes_;
         kernels_.product(through_phase);
       }
-      run_phase(0, first);
+      if (buffers_.masked_h) {
+        for (std::int64_t b = 0; b < n; ++b) {
+          std::fill_n(row_of(buffers_.dmasked, d, b) + state_.first_unit, state_.panels * lanes_, T(0));
+        }
+      }
+      run_phase(layer, d, s, 0, first);
+      for (std::int64_t b = 0; b < n && tape_.noise.zoneout_c > 0; ++b) {
+        add_to(carry_c_row(d, b) + hidden_.first_unit, dc_row(d, b) + hidden_.first_unit, hidden_.units);
+      }
       meet_slices();
       through_state.a = step_slots + plan_.first_slot(0) * lanes_;
       later = n;
     }
-    if (later > 0) pass_to(d, 0, later, through_state);
+    if (later > 0) pass_to(layer, d, 0, later, through_state);
     finish(layer, d);
   }
 
@@ -308,11 +372,25 @@ class BackwardWorker : BackwardMember<T> {
   }
 
   // The gradient that step s hands to the state before it, of the first `rows` rows.
-  void pass_to(int d, std::int64_t s, std::int64_t rows, ProductArguments<T>& through_state) {
-    for (std::int64_t b = 0; b < rows; ++b) out_rows_[b] = dh_row(d, b) + state_.first_unit;
+  void pass_to(std::int64_t layer, int d, std::int64_t s, std::int64_t rows,
+               ProductArguments<T>& through_state) {
+    const bool masked = buffers_.masks.recurrent;
+    for (std::int64_t b = 0; b < rows; ++b) {
+      out_rows_[b] = (masked ? row_of(buffers_.dmasked, d, b) : dh_row(d, b)) + state_.first_unit;
+    }
     through_state.rows = rows;
     through_state.descending = s % 2;
     kernels_.product(through_state);
+    for (std::int64_t b = 0; b < rows && masked; ++b) {
+      const T* const mask = buffers_.masks.recurrent_row(layer, d, ids_[b]) + state_.first_unit;
+      T* const dh = dh_row(d, b) + state_.first_unit;
+      if (!plan_.passes_h) std::fill_n(dh, state_.units, T(0));
+      for (std::int64_t u = 0; u < state_.units; ++u) dh[u] += mask[u] * out_rows_[b][u];
+    }
+    for (std::int64_t b = 0; b < rows && tape_.noise.zoneout_h > 0; ++b) {
+      add_to(row_of(buffers_.carry_h, d, b) + state_.first_unit, dh_row(d, b) + state_.first_unit,
+             state_.units);
+    }
     for (std::int64_t b = 0; b < rows && !tape_.resets.empty(); ++b) {
       if (!tape_.cut_before(d, s, place(b))) continue;
       std::fill_n(dh_row(d, b) + state_.first_unit, state_.panels * lanes_, T(0));
@@ -322,16 +400,60 @@ class BackwardWorker : BackwardMember<T> {
     }
   }
 
+  // Those of the states of step s that the caller was given.
+  void add_state_gradients(std::int64_t layer, int d, std::int64_t s, std::int64_t n) const {
+    const std::int64_t chain = layer * config_.directions() + d;
+    for (std::int64_t b = 0; b < n; ++b) {
+      const std::int64_t row = (chain * tape_.steps + time(s, b, d == 1)) * tape_.batch + ids_[b];
+      if (backward_.grad_h_all) {
+        add_to(backward_.grad_h_all + row * config_.state_size() + state_.first_unit,
+               dh_row(d, b) + state_.first_unit, state_.units);
+      }
+      if (backward_.grad_c_all) {
+        add_to(backward_.grad_c_all + row * config_.hidden_size + hidden_.first_unit,
+               dc_row(d, b) + hidden_.first_unit, hidden_.units);
+      }
+    }
+  }
+
+  // Leaves in dh and dc what is due to the state that the cell computed.
+  void zone_step(std::int64_t layer, int d, std::int64_t s, std::int64_t n) const {
+    const Noise& noise = tape_.noise;
+    const bool has_grad_y = hidden_gradient(layer, d).base;
+    for (std::int64_t b = 0; b < n; ++b) {
+      const std::int64_t t = time(s, b, d == 1);
+      if (noise.zoneout_h > 0) {
+        T* const dh = dh_row(d, b) + state_.first_unit;
+        if (has_grad_y) add_to(grad_y_rows_[b], dh, state_.units);
+        masks_.zoneout(MaskKind::zoneout_h, noise.zoneout_h, layer, d, t, ids_[b], state_.first_unit,
+                       state_.units, zone_row());
+        zone_backward(zone_row(), dh, row_of(buffers_.carry_h, d, b) + state_.first_unit, state_.units);
+      }
+      if (noise.zoneout_c > 0) {
+        masks_.zoneout(MaskKind::zoneout_c, noise.zoneout_c, layer, d, t, ids_[b], hidden_.first_unit,
+                       hidden_.units, zone_row());
+        zone_backward(zone_row(), dc_row(d, b) + hidden_.first_unit, carry_c_row(d, b) + hidden_.first_unit,
+                      hidden_.units);
+      }
+    }
+  }
+
   // Where the rows of step s have their output gradients and the state before the step.
   void gather_step(std::int64_t layer, int d, std::int64_t s, std::int64_t n) {
     const Rows<const T*> grad_y = hidden_gradient(layer, d);
-    const bool reads_h = config_.gates() == 3;
     for (std::int64_t b = 0; b < n; ++b) {
       if (grad_y.base) {
         grad_y_rows_[b] =
             grad_y.base + time(s, b, d == 1) * grad_y.step + ids_[b] * grad_y.row + state_.first_unit;
       }
-      if (reads_h) h_rows_[b] = tape_.h_before(layer, d, s, place(b)) + hidden_.first_unit;
+      if (plan_.passes_h) h_rows_[b] = tape_.h_before(layer, d, s, place(b)) + hidden_.first_unit;
+      if (buffers_.masked_h) {
+        T* const masked = row_of(buffers_.masked_h, d, b) + hidden_.first_unit;
+        std::copy_n(h_rows_[b], hidden_.units, masked);
+        multiply_by(buffers_.masks.recurrent_row(layer, d, ids_[b]) + hidden_.first_unit, masked,
+                    hidden_.units);
+        masked_h_rows_[b] = masked;
+      }
       if (config_.has_cell_state()) c_rows_[b] = tape_.c_before(layer, d, s, place(b)) + hidden_.first_unit;
     }
   }
@@ -339,7 +461,8 @@ class BackwardWorker : BackwardMember<T> {
   ProductArguments<T> state_product(std::int64_t layer, int d) const {
     ProductArguments<T> product = slots_product(plan_.phase[0].gates, row_groups_ * tape_.slots_stride,
                                                 packed_recurrent(layer, d, 0), state_);
-    product.accumulate = config_.gates() == 3;  // of h_{t-1}, the cell's math has left a part
+    // Of the h_{t-1} that the product reads, the cell's math has left a part.
+    product.accumulate = buffers_.masks.recurrent ? buffers_.masked_h != nullptr : plan_.passes_h;
     return product;
   }
 
@@ -352,7 +475,7 @@ class BackwardWorker : BackwardMember<T> {
     first.slots_per_unit = plan_.slots;
     first.dc = config_.has_cell_state() ? dc_row(d, 0) + hidden_.first_unit : nullptr;
     first.dc_stride = buffers_.c_stride;
-    first.c_stride = row_groups_ * tape_.c_stride;
+    first.clip = static_cast<T>(config_.clip);
     first.c_previous = c_rows_;
     first.h_previous = h_rows_;
     if (buffers_.peephole) first.peephole = peephole(layer, d) + 3 * hidden_.first_unit;
@@ -361,7 +484,8 @@ class BackwardWorker : BackwardMember<T> {
     last = first;
     last.grad = dh_row(d, 0) + state_.first_unit;
     last.grad_stride = buffers_.h_stride;
-    last.grad_y = hidden_gradient(layer, d).base ? grad_y_rows_ : nullptr;
+    const bool zoned = tape_.noise.zoneout_h > 0;  // dh has it already
+    last.grad_y = hidden_gradient(layer, d).base && !zoned ? grad_y_rows_ : nullptr;
     if (!second_phase_) {
       first = last;
       return;
@@ -369,6 +493,10 @@ class BackwardWorker : BackwardMember<T> {
     first.grad = dexchange_row(d, 0) + hidden_.first_unit;
     first.grad_stride = buffers_.c_stride;
     first.grad_y = nullptr;
+    if (buffers_.masked_h) {
+      first.h_previous = masked_h_rows_;
+      first.dh = row_of(buffers_.dmasked, d, 0) + state_.first_unit;
+    }
     if (config_.proj_size) {
       last.panels = state_.panels;
       last.units = state_.units;
@@ -389,10 +517,76 @@ class BackwardWorker : BackwardMember<T> {
     through_phase.out = phase_out_rows_;
   }
 
-  void run_phase(int index, const BackwardArguments<T>& arguments) const {
-    const StepPhase phase =
-        index == 1 && config_.proj_size ? StepPhase::projection : plan_.phase[index].phase;
-    kernels_.backward[static_cast<int>(phase)](arguments);
+  void run_phase(std::int64_t layer, int d, std::int64_t s, int index,
+                 const BackwardArguments<T>& arguments) {
+    if (index == 1 && config_.proj_size) {
+      kernels_.backward[static_cast<int>(StepPhase::projection)](arguments);
+    } else if (config_.layer_norm) {
+      run_normed_phase(layer, d, s, index, arguments);
+    } else {
+      kernels_.backward[static_cast<int>(plan_.phase[index].phase)](arguments);
+    }
+  }
+
+  void clear_norm_sums(int d) const {
+    const std::int64_t each = norm_sums_per_unit(config_);
+    for (std::int64_t b = 0; b < rows_; ++b) {
+      T* const sums = buffers_.norm_sums + (d * tape_.batch + place(b)) * buffers_.norm_sums_stride;
+      std::fill_n(sums + hidden_.first_unit * each, hidden_.panels * lanes_ * each, T(0));
+    }
+  }
+
+  void run_normed_phase(std::int64_t layer, int d, std::int64_t s, int index,
+                        const BackwardArguments<T>& phase) {
+    const std::int64_t gates = config_.gates(), row = d * tape_.batch + first_row_;
+    NormBackwardArguments<T> a{};
+    a.rows = phase.rows;
+    a.panels = phase.panels;
+    a.units = phase.units;
+    a.slots = phase.slots;
+    a.slots_stride = phase.slots_stride;
+    a.gates = buffers_.gates + row * buffers_.gates_stride + hidden_.first_unit * buffers_.gates_per_unit;
+    a.gates_stride = buffers_.gates_stride;
+    a.gates_per_unit = buffers_.gates_per_unit;
+    a.normed = buffers_.normed + row * buffers_.normed_stride + hidden_.first_unit * 2 * gates;
+    a.normed_stride = buffers_.normed_stride;
+    a.grad = phase.grad;
+    a.grad_stride = phase.grad_stride;
+    a.grad_y = phase.grad_y;
+    a.dh = phase.dh;
+    a.dh_stride = phase.dh_stride;
+    a.dc = phase.dc;
+    a.dc_stride = buffers_.c_stride;
+    a.c_previous = phase.c_previous;
+    a.h_previous = phase.h_previous;
+    a.peephole = phase.peephole;
+    a.clip = phase.clip;
+    a.weights = from_unit(norm(layer, d), gates, hidden_.first_unit);
+    a.c_normed = buffers_.c_normed + row * buffers_.c_stride + hidden_.first_unit;
+    a.dc_normed = buffers_.dc_normed + row * buffers_.c_stride + hidden_.first_unit;
+    a.moments = tape_.chain(layer, d).moments + kept_row(s) * NormBackwardArguments<T>::moment_count;
+    a.moments_stride = row_groups_ * NormBackwardArguments<T>::moment_count;
+    a.sums = buffers_.norm_sums + (d * tape_.batch + row_group_) * buffers_.norm_sums_stride +
+             hidden_.first_unit * norm_sums_per_unit(config_);
+    a.sums_stride = row_groups_ * buffers_.norm_sums_stride;
+    a.all_partial = buffers_.partial + row * buffers_.partial_stride;
+    a.partial = a.all_partial + hidden_.first_unit * NormBackwardArguments<T>::mean_count;
+    a.partial_stride = buffers_.partial_stride;
+    const std::int64_t group_rows = (tape_.batch + row_groups_ - 1) / row_groups_;
+    a.means = buffers_.means + thread_ * group_rows * NormBackwardArguments<T>::mean_count;
+
+    const auto values = static_cast<T>(config_.hidden_size);
+    const int cell = static_cast<int>(plan_.phase[index].phase);
+    kernels_.norm_recompute[cell](a);
+    if (config_.has_cell_state()) {
+      meet_slices();
+      kernels_.norm_means(a, 0, 2, hidden_panels_, values);
+    }
+    kernels_.norm_gates[cell](a);
+    meet_slices();
+    kernels_.norm_means(a, 2, 2, hidden_panels_, values * static_cast<T>(plan_.phase[index].gates));
+    if (index == 0) kernels_.norm_means(a, 4, 2, hidden_panels_, values * static_cast<T>(gates));
+    kernels_.norm_products[cell](a);
   }
 
   const BackwardCall<T>& call_;
@@ -430,7 +624,41 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
       merged = arena.take<T>(tape.steps * tape.batch * config.state_size());
     }
   }
-  if (config.cell == CellKind::lstm_peephole) {
+  if (config.layer_norm) {
+    buffers.norm.resize(static_cast<std::size_t>(config.num_layers * directions));
+    for (NormWeights<T>& norm : buffers.norm) lay_out_norm(arena, config, static_cast<int>(lanes), norm);
+    const std::int64_t gates = config.gates(), batch = directions * tape.batch;
+    buffers.gates_per_unit = config.cell == CellKind::gru ? 4 : config.gates();
+    buffers.gates_stride = padded * buffers.gates_per_unit + lanes;
+    buffers.normed_stride = padded * 2 * gates + lanes;
+    buffers.norm_sums_stride = padded * norm_sums_per_unit(config) + lanes;
+    buffers.partial_stride = padded * NormBackwardArguments<T>::mean_count;
+    buffers.gates = arena.take<T>(batch * buffers.gates_stride);
+    buffers.normed = arena.take<T>(batch * buffers.normed_stride);
+    for (T** piece : {&buffers.c_normed, &buffers.dc_normed})
+      *piece = arena.take<T>(batch * buffers.c_stride);
+    buffers.norm_sums = arena.take<T>(batch * buffers.norm_sums_stride);
+    buffers.partial = arena.take<T>(batch * buffers.partial_stride);
+    const std::int64_t most_rows = (tape.batch + partition.row_groups - 1) / partition.row_groups;
+    buffers.means = arena.take<T>(threads * most_rows * NormBackwardArguments<T>::mean_count);
+  }
+  const Noise& noise = tape.noise;
+  buffers.masks.lay_out(arena, config, noise, tape.batch);
+  if (noise.recurrent_dropout > 0) {
+    buffers.dmasked = arena.take<T>(directions * tape.batch * buffers.h_stride);
+    if (driver.plan.phases == 2) {
+      buffers.masked_h = arena.take<T>(directions * tape.batch * buffers.h_stride);
+    }
+  }
+  if (noise.zoneout_h > 0) buffers.carry_h = arena.take<T>(directions * tape.batch * buffers.h_stride);
+  if (noise.zoneout_c > 0) buffers.carry_c = arena.take<T>(directions * tape.batch * buffers.c_stride);
+  buffers.zone_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
+  buffers.zone = arena.take<T>(threads * buffers.zone_stride);
+  if (noise.weight_drop > 0) {
+    buffers.dropped = arena.take<T>(config.num_layers * directions * config.gates() * config.hidden_size *
+                                    config.state_size());
+  }
+  if (config.has_peephole()) {
     buffers.peephole = arena.take<T>(config.num_layers * directions * 3 * padded);
     buffers.sums_peephole = arena.take<T>(3 * padded);
   }
@@ -450,7 +678,11 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
   }
   const std::int64_t group_rows = (tape.batch + partition.row_groups - 1) / partition.row_groups;
   buffers.rows_per_thread = std::max({group_rows, buffers.chunk, std::min<std::int64_t>(rows, 64)});
-  buffers.rows = arena.take<const T*>(threads * 5 * buffers.rows_per_thread);
+  buffers.rows = arena.take<const T*>(threads * 6 * buffers.rows_per_thread);
+  if (noise.input_dropout > 0) {
+    buffers.masked_grad_stride = round_up(buffers.masks.input_stride, lanes);
+    buffers.masked_grad = arena.take<T>(threads * buffers.rows_per_thread * buffers.masked_grad_stride);
+  }
   buffers.out_rows = arena.take<T*>(threads * 2 * buffers.rows_per_thread);
 }
 

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "regularise.h"
 #include "rnn_cpu_tape.h"
 
 namespace fastrnn {
@@ -23,10 +24,24 @@ struct BackwardBuffers {
   T* sums_projected;  // (P): none wants it
   T* sums_peephole;   // [panel][3][lane]
   T* peephole;        // (L*D), packed as in DirectionWeights
+  T* dmasked;         // (D, B, h_stride): gradient of the masked h, where the products read that
+  T* masked_h;        // (D, B, h_stride): it, where the cell's math reads it
+  T* carry_h;         // (D, B, h_stride): gradient that zoneout passes on
+  T* carry_c;         // (D, B, c_stride)
+  T* zone;            // (threads, zone_stride): a mask
+  T* dropped;         // (L*D, G*H, R): W_hh with dropped weights
+  T* masked_grad;     // (threads, rows per thread, width): gradients of a masked input
+  SequenceMasks<T> masks;
+  // Layer norm: NormBackwardArguments has the rest. Rows of (D, B) but for means (threads, group rows, 6);
+  // those of sums are places in the working order.
+  std::vector<NormWeights<T>> norm;  // [layer * D + direction]
+  T *gates, *normed, *c_normed, *dc_normed, *norm_sums, *partial, *means;
+  std::int64_t gates_stride, normed_stride, norm_sums_stride, partial_stride;
+  int gates_per_unit;
   Checksums* checksums;
-  const T** rows;  // (threads, 5, rows per thread)
+  const T** rows;  // (threads, 6, rows per thread)
   T** out_rows;    // (threads, 2, rows per thread)
-  std::int64_t h_stride, c_stride, chunk, rows_per_thread;
+  std::int64_t h_stride, c_stride, zone_stride, masked_grad_stride, chunk, rows_per_thread;
 };
 
 // Rows of all steps behind one another, and the packed weights that the steps share.
@@ -56,6 +71,9 @@ constexpr std::int64_t unit_vectors = 4;
 
 constexpr int only_gate = 0;  // of a projection
 
+// Of a unit in the sums of layer norm: gains and shifts of both products and of c, and peepholes i, f, o.
+inline int norm_sums_per_unit(const Config& config) { return 4 * config.gates() + 5; }
+
 // One thread's place in a backward call.
 template <class T>
 class BackwardMember : protected Member {
@@ -71,9 +89,10 @@ class BackwardMember : protected Member {
         lanes_(kernels_.lanes),
         hidden_panels_(round_up(config_.hidden_size, lanes_) / lanes_),
         state_panels_(round_up(config_.state_size(), lanes_) / lanes_),
-        second_phase_(plan_.phases == 2 || config_.proj_size) {
-    const T** next = buffers_.rows + thread * 5 * buffers_.rows_per_thread;
-    for (const T*** rows : {&grad_y_rows_, &c_rows_, &h_rows_, &x_rows_, &exchange_rows_}) {
+        second_phase_(plan_.phases == 2 || config_.proj_size),
+        masks_{kernels_, tape_.noise, tape_.seed} {
+    const T** next = buffers_.rows + thread * 6 * buffers_.rows_per_thread;
+    for (const T*** rows : {&grad_y_rows_, &c_rows_, &h_rows_, &x_rows_, &exchange_rows_, &masked_h_rows_}) {
       *rows = std::exchange(next, next + buffers_.rows_per_thread);
     }
     out_rows_ = buffers_.out_rows + thread * 2 * buffers_.rows_per_thread;
@@ -120,7 +139,8 @@ class BackwardMember : protected Member {
   const BackwardBuffers<T>& buffers_;
   const std::int64_t lanes_, hidden_panels_, state_panels_;
   const bool second_phase_;
-  const T **grad_y_rows_, **c_rows_, **h_rows_, **x_rows_, **exchange_rows_;
+  const Masks<T> masks_;
+  const T **grad_y_rows_, **c_rows_, **h_rows_, **x_rows_, **exchange_rows_, **masked_h_rows_;
   T **out_rows_, **phase_out_rows_;
 };
 

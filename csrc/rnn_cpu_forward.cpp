@@ -1,5 +1,5 @@
 // Forward on the CPU: walks layers, directions and time.
-#include "random.h"
+#include "regularise.h"
 #include "rnn_cpu_tape.h"
 
 namespace fastrnn {
@@ -23,8 +23,18 @@ struct Buffers {
   const T** x_rows;  // (threads, block rows)
   T** slot_rows;     // (threads, block rows)
   T** y_rows;        // (threads, rows of a group)
-  T* staged;         // (threads, block rows, I): rows of an x whose elements are not adjacent
-  std::int64_t h_stride, c_stride;
+  T* staged;     // (threads, block rows, width): rows of an x whose elements are not adjacent, masked rows
+  T* masked[2];  // (L*D, B, h_stride) each: operand, where that is a masked h
+  T* c_before;   // (D, B, c_stride): for zoneout
+  T* zone;       // (threads, zone_stride): its mask
+  T* dropped;    // (L*D, G*H, R): W_hh with dropped weights
+  SequenceMasks<T> masks;
+  // Layer norm: products with h (D, B, raw_stride); c_t and o (D, B, c_stride); moments of rows (threads,
+  // 2, block rows) of x's products and (threads, 4, group rows) of h's and of c; rows (threads, group rows).
+  T *raw, *candidate, *gate_o, *moments_x, *moments;
+  const T** operand_rows;
+  T** raw_rows;
+  std::int64_t h_stride, c_stride, zone_stride, raw_stride;
   std::int64_t block_steps, block_rows, group_rows, slots_per_thread, staged_per_thread;
 };
 
@@ -38,6 +48,7 @@ struct Call {
   const Buffers<T>& buffers;
   CpuTape<T>* tape;  // null in inference
   const CpuWorkspace& workspace;
+  std::size_t parameter_count;
 };
 
 // One thread's part of a forward call.
@@ -52,25 +63,44 @@ class ForwardWorker : Member {
         weights_(call.weights),
         forward_(call.forward),
         buffers_(call.buffers),
+        noise_(call.forward.noise),
+        masks_{call.kernels, call.forward.noise, call.forward.seed},
         tape_(call.tape) {
     x_rows_ = buffers_.x_rows + thread * buffers_.block_rows;
     slot_rows_ = buffers_.slot_rows + thread * buffers_.block_rows;
     y_rows_ = buffers_.y_rows + thread * buffers_.group_rows;
     staged_ = buffers_.staged + thread * buffers_.staged_per_thread;
     slots_ = buffers_.slots + thread * buffers_.slots_per_thread;
-    slots_per_unit_ = tape_ ? plan_.slots : config_.gates();
+    if (forward_.parameters) {
+      parameters_.assign(forward_.parameters, forward_.parameters + call.parameter_count);
+    }
+    slots_per_unit_ = tape_ || config_.layer_norm ? plan_.slots : config_.gates();
     slots_stride_ = tape_ ? tape_->slots_stride : hidden_.panels * slots_per_unit_ * kernels_.lanes;
+    if (config_.layer_norm) {
+      moments_x_ = buffers_.moments_x + thread * 2 * buffers_.block_rows;
+      moments_ = buffers_.moments + thread * 4 * buffers_.group_rows;
+      operand_rows_ = buffers_.operand_rows + thread * buffers_.group_rows;
+      raw_rows_ = buffers_.raw_rows + thread * buffers_.group_rows;
+      if (!tape_) {  // a row's moments are those of all threads' units
+        const std::int64_t group = row_group_ * direction_groups_ + direction_group_;
+        slots_stride_ = round_up(config_.hidden_size, kernels_.lanes) * plan_.slots;
+        slots_ =
+            buffers_.slots + group * buffers_.block_rows * slots_stride_ + hidden_.first_unit * plan_.slots;
+      }
+    }
     second_phase_ = plan_.phases == 2 || config_.proj_size;
     merged_ = merges(config_);
   }
 
   void run() {
     if (forward_.parameters) {
-      if (forward_.guard) take_checksums();
-      pack(config_, plan_, kernels_, forward_.parameters, weights_, threads(), thread_);
+      if (tape_ && forward_.guard) take_checksums();
+      if (buffers_.dropped) drop_weights();
+      pack(config_, plan_, kernels_, parameters_.data(), weights_, threads(), thread_);
       meet_all();
     }
     clear_padding();
+    draw_masks();
     for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
       for (int d = 0; d < config_.directions(); ++d) {
         if (mine(d)) start(layer, d);
@@ -94,6 +124,30 @@ class ForwardWorker : Member {
     tape_->checksums.x +=
         checksum_of(kernels_, reinterpret_cast<const T*>(forward_.x.data),
                     forward_.steps * forward_.batch * config_.input_size, threads(), thread_);
+  }
+
+  void drop_weights() {
+    const std::int64_t rows = config_.gates() * config_.hidden_size;
+    const Range own = part_of(rows, threads(), thread_);
+    T* dropped = buffers_.dropped;
+    for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (int d = 0; d < config_.directions(); ++d, dropped += rows * config_.state_size()) {
+        const T*& weight = parameters_[parameter_indices(config_, layer, d).weight_hh];
+        masks_.drop_weights(layer, d, weight, config_.state_size(), own.first, own.count, dropped);
+        weight = dropped;
+      }
+    }
+    meet_all();
+  }
+
+  // Of whole sequences; the threads of a row group share its rows.
+  void draw_masks() {
+    if (!buffers_.masks.input && !buffers_.masks.recurrent) return;
+    const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
+    for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
+      buffers_.masks.draw(config_, masks_, ids_[b]);
+    }
+    meet_group();
   }
 
   // ---- layers -----------------------------------------------------------------------------------
@@ -142,6 +196,11 @@ class ForwardWorker : Member {
     return rows;
   }
 
+  // Between the elements of a row, in bytes.
+  std::int64_t input_stride(std::int64_t layer) const {
+    return layer == 0 ? forward_.x.stride[2] : std::int64_t{sizeof(T)};
+  }
+
   template <class P>
   P address(const Rows<P>& rows, std::int64_t s, std::int64_t s0, std::int64_t b, bool reverse) const {
     if (rows.by_block) return rows.base + (s - s0) * rows.step + b * rows.row;
@@ -156,6 +215,19 @@ class ForwardWorker : Member {
 
   T* h_row(std::int64_t layer, int d, std::int64_t b, std::int64_t s) const {
     return buffers_.h[s % 2] + state_row(layer, d, b) * buffers_.h_stride;
+  }
+
+  // What the products with W_hh read.
+  T* operand_row(std::int64_t layer, int d, std::int64_t b, std::int64_t s) const {
+    if (!buffers_.masked[0]) return h_row(layer, d, b, s);
+    return buffers_.masked[s % 2] + state_row(layer, d, b) * buffers_.h_stride;
+  }
+
+  void mask_operand(std::int64_t layer, int d, std::int64_t b, std::int64_t s) const {
+    if (!buffers_.masked[0]) return;
+    T* const operand = operand_row(layer, d, b, s) + state_.first_unit;
+    std::copy_n(h_row(layer, d, b, s) + state_.first_unit, state_.units, operand);
+    multiply_by(buffers_.masks.recurrent_row(layer, d, ids_[b]) + state_.first_unit, operand, state_.units);
   }
 
   T* c_row(std::int64_t layer, int d, std::int64_t b) const {
@@ -194,6 +266,7 @@ class ForwardWorker : Member {
       if (tape_) keep_start(layer, d, b);
       if (lengths_[b] == 0) finish_row(layer, d, b, 0);
       if (d == 0 && lengths_[b] > 0 && reset_at(0, b)) clear_state(layer, d, b, 0);
+      mask_operand(layer, d, b, 0);
     }
   }
 
@@ -227,6 +300,7 @@ class ForwardWorker : Member {
     if (config_.has_cell_state()) {
       std::fill_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units, T(0));
     }
+    mask_operand(layer, d, b, s);
   }
 
   // ---- time -------------------------------------------------------------------------------------
@@ -238,46 +312,108 @@ class ForwardWorker : Member {
   void run_block(std::int64_t layer, int d, std::int64_t s0, std::int64_t s1) {
     const DirectionWeights<T>& weights = weights_.directions[layer * config_.directions() + d];
     project_inputs(layer, d, s0, s1, weights);
+    if (config_.layer_norm) take_input_moments(layer, d, s0, s1);
 
+    const T* moments_x = moments_x_;
     StepArguments<T> first{}, second{};
     fill_arguments(layer, d, weights, first, second);
-    const bool adjusted = !merged_ && !plain_output(config_, forward_.dropout, layer);
+    const bool adjusted = !merged_ && !plain_output(config_, noise_.dropout, layer);
     const Rows<T*> out = output_rows(layer), hidden = hidden_rows(layer, d);
     const std::int64_t column = d * config_.state_size() + state_.first_unit;
-    const T* const* x = x_rows_;
+    const bool regularised = noise_.zoneout_h > 0 || noise_.zoneout_c > 0 || buffers_.masked[0] ||
+                             forward_.h_all || forward_.c_all;
     std::int64_t n = active_rows(s0);
     for (std::int64_t s = s0; s < s1; ++s) {
       for (std::int64_t b = 0; b < n; ++b) y_rows_[b] = address(hidden, s, s0, b, d == 1) + state_.first_unit;
-      T* const operand = h_row(layer, d, 0, s);
+      T* const operand = operand_row(layer, d, 0, s);
+      T* const h = h_row(layer, d, 0, s) + hidden_.first_unit;
       T* const result = h_row(layer, d, 0, s + 1);
+      if (noise_.zoneout_c > 0) keep_c(layer, d, n);
       if (tape_) keep_step(layer, d, s, first, second);
       first.rows = second.rows = n;
       first.operand = operand;
-      first.h_previous = second.h_previous = operand + hidden_.first_unit;
+      // Of a cell with two phases the first makes of h what a product reads.
+      first.h_previous = plan_.phases == 2 ? operand + hidden_.first_unit : h;
+      second.h_previous = h;
       first.descending = second.descending = s % 2;
       StepArguments<T>& last = second_phase_ ? second : first;
       last.result = result + state_.first_unit;
       last.y = y_rows_;
-      run_phase(0, first);
+      run_phase(layer, d, s, 0, first, weights, moments_x);
       if (second_phase_) {
         meet_slices();
-        run_phase(1, second);
+        run_phase(layer, d, s, 1, second, weights, moments_x);
       }
+      moments_x += n;
       if (!tape_) {
         first.slots += n * slots_stride_;
         second.slots = first.slots;
       }
+      if (regularised) regularise_step(layer, d, s, n);
       if (adjusted) {
+        const Rows<const char*> in = input_rows(layer);
         for (std::int64_t b = 0; b < n; ++b) {
           T* y = address(out, s, s0, b, d == 1) + column;
           if (y != y_rows_[b]) std::copy_n(y_rows_[b], state_.units, y);
-          adjust_output(layer, time(s, b, d == 1), ids_[b], x[b], y, column, state_.units);
+          adjust_output(layer, time(s, b, d == 1), ids_[b], address(in, s, s0, b, d == 1), y, column,
+                        state_.units);
         }
       }
-      x += n;
       n = finish_step(layer, d, s, n);
       meet_slices();
     }
+  }
+
+  T* c_before_row(int d, std::int64_t b) const {
+    return buffers_.c_before + (d * forward_.batch + first_row_ + b) * buffers_.c_stride;
+  }
+
+  void keep_c(std::int64_t layer, int d, std::int64_t n) const {
+    for (std::int64_t b = 0; b < n; ++b) {
+      std::copy_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units,
+                  c_before_row(d, b) + hidden_.first_unit);
+    }
+  }
+
+  // What happens to own units of the new state: zoneout, the mask of what the next products read, and copies
+  // of every step's state.
+  void regularise_step(std::int64_t layer, int d, std::int64_t s, std::int64_t n) const {
+    T* const z = buffers_.zone + thread_ * buffers_.zone_stride;
+    for (std::int64_t b = 0; b < n; ++b) {
+      const std::int64_t t = time(s, b, d == 1), id = ids_[b];
+      T* const h = h_row(layer, d, b, s + 1) + state_.first_unit;
+      if (noise_.zoneout_h > 0) {
+        masks_.zoneout(MaskKind::zoneout_h, noise_.zoneout_h, layer, d, t, id, state_.first_unit,
+                       state_.units, z);
+        zone(z, h_row(layer, d, b, s) + state_.first_unit, h, state_.units);
+        std::copy_n(h, state_.units, y_rows_[b]);
+      }
+      if (noise_.zoneout_c > 0) {
+        masks_.zoneout(MaskKind::zoneout_c, noise_.zoneout_c, layer, d, t, id, hidden_.first_unit,
+                       hidden_.units, z);
+        T* const c = c_row(layer, d, b) + hidden_.first_unit;
+        if (tape_ && tape_->chain(layer, d).candidate) {
+          std::copy_n(c, hidden_.units, tape_->chain(layer, d).candidate + kept_c(s, b));
+        }
+        zone(z, c_before_row(d, b) + hidden_.first_unit, c, hidden_.units);
+        if (tape_) std::copy_n(c, hidden_.units, tape_->chain(layer, d).c + kept_c(s, b));
+      }
+      mask_operand(layer, d, b, s + 1);
+      const std::int64_t row =
+          ((layer * config_.directions() + d) * forward_.steps + t) * forward_.batch + id;
+      if (forward_.h_all) {
+        std::copy_n(h, state_.units, forward_.h_all + row * config_.state_size() + state_.first_unit);
+      }
+      if (forward_.c_all) {
+        std::copy_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units,
+                    forward_.c_all + row * config_.hidden_size + hidden_.first_unit);
+      }
+    }
+  }
+
+  // Of own units of row b at step s in a tape's c.
+  std::int64_t kept_c(std::int64_t s, std::int64_t b) const {
+    return (kept_row(s) + b * row_groups_) * tape_->c_stride + hidden_.first_unit;
   }
 
   // Where a step writes what the tape keeps of it.
@@ -298,7 +434,9 @@ class ForwardWorker : Member {
                       const DirectionWeights<T>& weights) {
     const Rows<const char*> in = input_rows(layer);
     const std::int64_t columns = config_.layer_input_size(layer);
-    const bool adjacent = layer > 0 || usable_in_place<T>(forward_.x);
+    const bool masked = buffers_.masks.input;
+    const bool adjacent = (layer > 0 || usable_in_place<T>(forward_.x)) && !masked;
+    const std::int64_t stride = input_stride(layer);
     T* const kept =
         tape_ ? tape_->chain(layer, d).slots + hidden_.first_panel * slots_per_unit_ * kernels_.lanes
               : nullptr;
@@ -309,9 +447,8 @@ class ForwardWorker : Member {
         const char* row = address(in, s, s0, b, d == 1);
         if (!adjacent) {
           T* copy = staged_ + count * columns;
-          for (std::int64_t k = 0; k < columns; ++k) {
-            std::memcpy(copy + k, row + k * forward_.x.stride[2], sizeof(T));
-          }
+          for (std::int64_t k = 0; k < columns; ++k) std::memcpy(copy + k, row + k * stride, sizeof(T));
+          if (masked) multiply_by(buffers_.masks.input_row(layer, ids_[b]), copy, columns);
           row = reinterpret_cast<const char*>(copy);
         }
         x_rows_[count] = reinterpret_cast<const T*>(row);
@@ -349,6 +486,7 @@ class ForwardWorker : Member {
     first.peephole = weights.peephole + 3 * hidden_.first_unit;
     first.c = config_.has_cell_state() ? c_row(layer, d, 0) + hidden_.first_unit : nullptr;
     first.c_stride = buffers_.c_stride;
+    first.clip = static_cast<T>(config_.clip);
     first.c_kept_stride = tape_ ? row_groups_ * tape_->c_stride : 0;
     first.result_stride = buffers_.h_stride;
     if (!second_phase_) return;
@@ -368,10 +506,127 @@ class ForwardWorker : Member {
                                       : weights.recurrent[1] + hidden_.first_unit * config_.hidden_size;
   }
 
-  void run_phase(int index, const StepArguments<T>& arguments) const {
-    const StepPhase phase =
-        index == 1 && config_.proj_size ? StepPhase::projection : plan_.phase[index].phase;
-    kernels_.step[static_cast<int>(phase)](arguments);
+  void run_phase(std::int64_t layer, int d, std::int64_t s, int index, const StepArguments<T>& arguments,
+                 const DirectionWeights<T>& weights, const T* moments_x) {
+    if (index == 1 && config_.proj_size) {
+      kernels_.step[static_cast<int>(StepPhase::projection)](arguments);
+    } else if (config_.layer_norm) {
+      run_normed_phase(layer, d, s, index, arguments, weights, moments_x);
+    } else {
+      kernels_.step[static_cast<int>(plan_.phase[index].phase)](arguments);
+    }
+  }
+
+  // ---- layer norm -------------------------------------------------------------------------------
+
+  // Moments of the rows of a block, of mean and scale side by side: `block rows` apart. Threads that own
+  // other units form their products meanwhile, and normalise them in place later.
+  void take_input_moments(std::int64_t layer, int d, std::int64_t s0, std::int64_t s1) {
+    meet_slices();
+    std::int64_t count = 0, n = rows_;
+    for (std::int64_t s = s0; s < s1; ++s) {
+      while (n > 0 && lengths_[n - 1] <= s) --n;
+      count += n;
+    }
+    const std::int64_t offset = hidden_.first_unit * slots_per_unit_;
+    for (std::int64_t i = 0; i < count; ++i) x_rows_[i] = slot_rows_[i] - offset;
+    T* const scale = moments_x_ + buffers_.block_rows;
+    kernels_.moments(
+        {x_rows_, count, config_.hidden_size, slots_per_unit_, config_.gates(), moments_x_, scale});
+    count = 0;
+    n = rows_;
+    for (std::int64_t s = s0; tape_ && slice_index_ == 0 && s < s1; ++s) {
+      while (n > 0 && lengths_[n - 1] <= s) --n;
+      for (std::int64_t b = 0; b < n; ++b, ++count) {
+        kept_moments(layer, d, s, b)[NormBackwardArguments<T>::scale_x] = scale[count];
+      }
+    }
+    meet_slices();
+  }
+
+  T* kept_moments(std::int64_t layer, int d, std::int64_t s, std::int64_t b) const {
+    return tape_->chain(layer, d).moments +
+           (kept_row(s) + b * row_groups_) * NormBackwardArguments<T>::moment_count;
+  }
+
+  void run_normed_phase(std::int64_t layer, int d, std::int64_t s, int index, const StepArguments<T>& step,
+                        const DirectionWeights<T>& weights, const T* moments_x) {
+    using Moment = NormBackwardArguments<T>;
+    const PhasePlan& phase = plan_.phase[index];
+    const std::int64_t gates = config_.gates(), lanes = kernels_.lanes, n = step.rows;
+    T* const raw = buffers_.raw + (d * forward_.batch + first_row_) * buffers_.raw_stride;
+    T* const own_raw = raw + hidden_.first_unit * gates;
+    for (std::int64_t b = 0; b < n; ++b) {
+      operand_rows_[b] = step.operand + b * step.operand_stride;
+      raw_rows_[b] = own_raw + b * buffers_.raw_stride + phase.first_gate * lanes;
+    }
+    InputArguments<T> product{};
+    product.x = operand_rows_;
+    product.rows = n;
+    product.panels = hidden_.panels;
+    product.columns = step.columns;
+    product.weight = step.weight;
+    product.bias = weights.input_bias;  // zeros
+    product.slots = raw_rows_;
+    product.slots_per_unit = static_cast<int>(gates);
+    kernels_.input[phase.gates](product);
+    meet_slices();
+
+    T* const mean_h = moments_;
+    T* const scale_h = mean_h + buffers_.group_rows;
+    for (std::int64_t b = 0; b < n; ++b)
+      operand_rows_[b] = raw + b * buffers_.raw_stride + phase.first_gate * lanes;
+    kernels_.moments(
+        {operand_rows_, n, config_.hidden_size, static_cast<int>(gates), phase.gates, mean_h, scale_h});
+
+    NormStepArguments<T> norm{};
+    norm.rows = n;
+    norm.panels = step.panels;
+    norm.units = step.units;
+    norm.slots = step.slots;
+    norm.slots_stride = step.slots_stride;
+    norm.raw = own_raw;
+    norm.raw_stride = buffers_.raw_stride;
+    norm.mean_x = moments_x;
+    norm.scale_x = moments_x + buffers_.block_rows;
+    norm.mean_h = mean_h;
+    norm.scale_h = scale_h;
+    norm.weights = from_unit(weights.norm, gates, hidden_.first_unit);
+    norm.peephole = step.peephole;
+    norm.clip = step.clip;
+    norm.c = step.c;
+    norm.c_stride = buffers_.c_stride;
+    norm.c_kept = step.c_kept;
+    norm.c_kept_stride = step.c_kept_stride;
+    norm.h_previous = step.h_previous;
+    norm.h_stride = step.h_stride;
+    norm.result = step.result;
+    norm.result_stride = step.result_stride;
+    norm.y = step.y;
+    const std::int64_t row = (d * forward_.batch + first_row_) * buffers_.c_stride;
+    if (config_.has_cell_state()) {
+      norm.candidate = buffers_.candidate + row + hidden_.first_unit;
+      norm.o = buffers_.gate_o + row + hidden_.first_unit;
+    }
+    kernels_.norm_step[static_cast<int>(phase.phase)](norm);
+    const bool keeps = tape_ && slice_index_ == 0;
+    for (std::int64_t b = 0; keeps && b < n; ++b) {
+      kept_moments(layer, d, s, b)[index ? Moment::scale_h2 : Moment::scale_h] = scale_h[b];
+    }
+    if (!config_.has_cell_state()) return;
+
+    meet_slices();
+    T* const mean_c = moments_ + 2 * buffers_.group_rows;
+    T* const scale_c = mean_c + buffers_.group_rows;
+    for (std::int64_t b = 0; b < n; ++b) operand_rows_[b] = buffers_.candidate + row + b * buffers_.c_stride;
+    kernels_.moments({operand_rows_, n, config_.hidden_size, 1, 1, mean_c, scale_c});
+    norm.mean_c = mean_c;
+    norm.scale_c = scale_c;
+    kernels_.norm_output(norm);
+    for (std::int64_t b = 0; keeps && b < n; ++b) {
+      kept_moments(layer, d, s, b)[Moment::mean_c] = mean_c[b];
+      kept_moments(layer, d, s, b)[Moment::scale_c] = scale_c[b];
+    }
   }
 
   // Hands out the states of rows that end with step s, clears those that a reset cuts before the next
@@ -392,13 +647,23 @@ class ForwardWorker : Member {
 
   // Columns [first, first + count) of one output row; `y` points at the first of them, `x` at the
   // row of the layer's input.
-  void adjust_output(std::int64_t layer, std::int64_t t, std::int64_t row, const T* x, T* y,
+  void adjust_output(std::int64_t layer, std::int64_t t, std::int64_t row, const char* x, T* y,
                      std::int64_t first, std::int64_t count) const {
     if (residual_at(config_, layer)) {
-      for (std::int64_t i = 0; i < count; ++i) y[i] += x[first + i];
+      const std::int64_t stride = input_stride(layer);
+      const auto add = [&](std::int64_t bytes) {
+        for (std::int64_t i = 0; i < count; ++i) {
+          T value;
+          std::memcpy(&value, x + (first + i) * bytes, sizeof(T));
+          y[i] += value;
+        }
+      };
+      stride == sizeof(T) ? add(sizeof(T)) : add(stride);
     }
-    if (dropout_at(config_, forward_.dropout, layer)) {
-      apply_dropout(y, first, count, forward_.dropout, forward_.seed, layer, t, row);
+    if (dropout_at(config_, noise_.dropout, layer)) {
+      T* const mask = buffers_.zone + thread_ * buffers_.zone_stride;
+      masks_.dropout(MaskKind::dropout, noise_.dropout, layer, 0, t, row, first, count, mask);
+      multiply_by(mask, y, count);
     }
   }
 
@@ -421,7 +686,6 @@ class ForwardWorker : Member {
     const Rows<T*> out = output_rows(layer), ahead = hidden_rows(layer, 0), back = hidden_rows(layer, 1);
     const Rows<const char*> in = input_rows(layer);
     const std::int64_t width = config_.state_size();
-    const std::int64_t column = layer == 0 ? forward_.x.stride[2] : std::int64_t{sizeof(T)};
     const Range own = part_of(rows_, slices_ * direction_groups_, place_in_group());
     for (std::int64_t b = own.first; b < own.first + own.count; ++b) {
       for (std::int64_t t = 0; t < lengths_[b]; ++t) {
@@ -429,18 +693,7 @@ class ForwardWorker : Member {
         const T* forward = ahead.base + t * ahead.step + ids_[b] * ahead.row;
         const T* reverse = back.base + t * back.step + ids_[b] * back.row;
         for (std::int64_t i = 0; i < width; ++i) y[i] = merged(config_.merge, forward[i], reverse[i]);
-        if (!residual_at(config_, layer) && !dropout_at(config_, forward_.dropout, layer)) continue;
-        const char* x = in.base + t * in.step + ids_[b] * in.row;
-        if (residual_at(config_, layer)) {
-          for (std::int64_t i = 0; i < width; ++i) {
-            T value;
-            std::memcpy(&value, x + i * column, sizeof(T));
-            y[i] += value;
-          }
-        }
-        if (dropout_at(config_, forward_.dropout, layer)) {
-          apply_dropout(y, 0, width, forward_.dropout, forward_.seed, layer, t, ids_[b]);
-        }
+        adjust_output(layer, t, ids_[b], in.base + t * in.step + ids_[b] * in.row, y, 0, width);
       }
     }
   }
@@ -461,8 +714,13 @@ class ForwardWorker : Member {
   const CpuWeights<T>& weights_;
   const Forward<T>& forward_;
   const Buffers<T>& buffers_;
+  const Noise& noise_;
+  const Masks<T> masks_;
   CpuTape<T>* const tape_;
-  T *slots_, *staged_;
+  std::vector<const T*> parameters_;  // of the call, with dropped weights
+  T *slots_, *staged_, *moments_x_ = nullptr, *moments_ = nullptr;
+  const T** operand_rows_ = nullptr;
+  T** raw_rows_ = nullptr;
   const T** x_rows_;
   T **slot_rows_, **y_rows_;
   int slots_per_unit_;
@@ -478,7 +736,7 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
   const std::int64_t chains = config.num_layers * config.directions();
   const std::int64_t all_panels = round_up(config.hidden_size, lanes) / lanes;
   const std::int64_t slice_units = (all_panels + partition.slices - 1) / partition.slices * lanes;
-  const std::int64_t slots_stride = slice_units * config.gates();
+  const std::int64_t slots_stride = slice_units * (config.layer_norm ? driver.plan.slots : config.gates());
   buffers.group_rows = (call.batch + partition.row_groups - 1) / partition.row_groups;
   const std::int64_t step_bytes =
       std::max<std::int64_t>(1, buffers.group_rows * slots_stride * std::int64_t{sizeof(T)});
@@ -497,10 +755,42 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
   buffers.x_rows = arena.take<const T*>(threads * buffers.block_rows);
   buffers.slot_rows = arena.take<T*>(threads * buffers.block_rows);
   buffers.y_rows = arena.take<T*>(threads * buffers.group_rows);
+
+  const Noise& noise = call.noise;
+  buffers.masks.lay_out(arena, config, noise, call.batch);
+  if (noise.recurrent_dropout > 0) {
+    for (T*& masked : buffers.masked) masked = arena.take<T>(chains * call.batch * buffers.h_stride);
+  }
+  if (noise.zoneout_c > 0) {
+    buffers.c_before = arena.take<T>(config.directions() * call.batch * buffers.c_stride);
+  }
+  buffers.zone_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
+  buffers.zone = arena.take<T>(threads * buffers.zone_stride);
+  if (noise.weight_drop > 0) {
+    buffers.dropped = arena.take<T>(chains * config.gates() * config.hidden_size * config.state_size());
+  }
+  if (noise.input_dropout > 0 || !(call.tape || usable_in_place<T>(call.x))) {
+    const std::int64_t width = std::max(
+        config.input_size, noise.input_dropout > 0 && config.num_layers > 1 ? config.output_size() : 0);
+    buffers.staged_per_thread = buffers.block_rows * width;
+    buffers.staged = arena.take<T>(threads * buffers.staged_per_thread);
+  }
+  if (config.layer_norm) {
+    buffers.raw_stride = all_panels * lanes * config.gates() + lanes;
+    buffers.raw = arena.take<T>(config.directions() * call.batch * buffers.raw_stride);
+    for (T** piece : {&buffers.candidate, &buffers.gate_o}) {
+      *piece = arena.take<T>(config.directions() * call.batch * buffers.c_stride);
+    }
+    buffers.moments_x = arena.take<T>(threads * 2 * buffers.block_rows);
+    buffers.moments = arena.take<T>(threads * 4 * buffers.group_rows);
+    buffers.operand_rows = arena.take<const T*>(threads * buffers.group_rows);
+    buffers.raw_rows = arena.take<T*>(threads * buffers.group_rows);
+  }
   if (call.tape) return;
 
   buffers.slots_per_thread = buffers.block_rows * slots_stride;
-  buffers.slots = arena.take<T>(threads * buffers.slots_per_thread);
+  buffers.slots =
+      arena.take<T>(threads * buffers.slots_per_thread);  // with layer norm, slices have a common one
   if (config.proj_size || driver.plan.phases == 2) {
     buffers.exchange = arena.take<T>(config.directions() * call.batch * buffers.c_stride);
   }
@@ -510,10 +800,6 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
     buffers.between[i] = arena.take<T>(between);
   }
   if (merges(config)) buffers.reverse = arena.take<T>(call.steps * call.batch * config.state_size());
-  if (!usable_in_place<T>(call.x)) {
-    buffers.staged_per_thread = buffers.block_rows * config.input_size;
-    buffers.staged = arena.take<T>(threads * buffers.staged_per_thread);
-  }
 }
 
 }  // namespace
@@ -530,13 +816,13 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
 
   auto* const tape = static_cast<CpuTape<T>*>(call.tape);
   CpuWeights<T> packed;
+  if (call.parameters) {
+    Arena arena(call.scratch);
+    lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
+    weights = &packed;
+  }
   if (tape) {
     tape->begin(driver.config, driver.plan, driver.kernels.lanes, call);
-    if (call.parameters) {
-      Arena arena(call.scratch);
-      lay_out(arena, driver.config, driver.plan, driver.kernels.lanes, packed);
-      weights = &packed;
-    }
     workspace.deal(tape->order);
     workspace.order.equal_steps = -1;
   } else {
@@ -550,7 +836,8 @@ void run_forward(const Driver<T>& driver, const CpuWeights<T>* weights, const Fo
   Arena arena(workspace.storage.reserve(counting.used()));
   lay_out(arena, driver, call, buffers);
 
-  const Call<T> whole{driver.config, driver.plan, driver.kernels, *weights, call, buffers, tape, workspace};
+  const Call<T> whole{driver.config, driver.plan, driver.kernels, *weights,           call,
+                      buffers,       tape,        workspace,      driver.rooms.size()};
   const int threads = partition.threads();
   team.run([&](int thread) {
     if (thread < threads) ForwardWorker<T>(whole, thread).run();

@@ -16,6 +16,7 @@ struct WeightProduct {
   T* gradient;      // (gates, units, columns)
   std::int64_t units, columns;
   const T* const* operand;  // `chunk` rows
+  const T* const* mask;     // of the rows, or null
   std::int64_t right;       // where its packed columns are
 };
 
@@ -28,6 +29,7 @@ class GradientWorker : BackwardMember<T> {
   using Base::config_;
   using Base::direction_groups_;
   using Base::exchange_rows_;
+  using Base::grad_y_rows_;
   using Base::gradient;
   using Base::h_rows_;
   using Base::hidden_panels_;
@@ -35,9 +37,11 @@ class GradientWorker : BackwardMember<T> {
   using Base::kernels_;
   using Base::lanes_;
   using Base::lengths_;
+  using Base::masked_h_rows_;
   using Base::meet_all;
   using Base::out_rows_;
   using Base::output_gradient;
+  using Base::phase_out_rows_;
   using Base::place_in_group;
   using Base::plan_;
   using Base::rows_;
@@ -79,11 +83,16 @@ class GradientWorker : BackwardMember<T> {
       while (at.n < end) {
         product.a = slots(layer, d) + at.n * tape_.slots_stride;
         product.rows = std::min(buffers_.rows_per_thread, end - at.n);
+        const Place first = at;
         for (std::int64_t i = 0; i < product.rows; ++i, tape_.advance(at)) {
           out_rows_[i] = out.base + tape_.time_of(at, d) * out.step + tape_.order.ids[at.place] * out.row +
                          own.first_unit;
         }
-        kernels_.product(product);
+        if (buffers_.masks.input) {
+          multiply_masked(layer, first, product, own);
+        } else {
+          kernels_.product(product);
+        }
       }
     }
   }
@@ -93,7 +102,7 @@ class GradientWorker : BackwardMember<T> {
     const int count = weight_products(layer, d, products);
     const Range own = part_of(hidden_panels_ * plan_.slots, threads(), thread_);
     const Range own_projected = part_of(config_.proj_size ? state_panels_ : 0, threads(), thread_);
-    const bool peephole = config_.cell == CellKind::lstm_peephole;
+    const bool peephole = config_.has_peephole() && !config_.layer_norm;
     const Range own_panels = part_of(peephole ? hidden_panels_ : 0, threads(), thread_);
     std::fill_n(buffers_.sums + own.first * lanes_, own.count * lanes_, T(0));
     for (std::int64_t i = 0; i < own_projected.count * lanes_; ++i) {
@@ -121,10 +130,34 @@ class GradientWorker : BackwardMember<T> {
       }
       meet_all();
     }
-    write_sums(layer, d, own, own_panels);
+    if (config_.layer_norm) {
+      write_norm_sums(layer, d, part_of(hidden_panels_, threads(), thread_));
+    } else {
+      write_sums(layer, d, own, own_panels);
+    }
   }
 
  private:
+  // The product of some rows by way of the gradient of the masked input.
+  void multiply_masked(std::int64_t layer, Place at, ProductArguments<T> product, const Slice& own) {
+    const std::int64_t stride = buffers_.masked_grad_stride;
+    T* const masked = buffers_.masked_grad + thread_ * buffers_.rows_per_thread * stride;
+    const bool accumulate = std::exchange(product.accumulate, false);
+    for (std::int64_t i = 0; i < product.rows; ++i, tape_.advance(at)) {
+      T* const sum = std::exchange(out_rows_[i], masked + i * stride);
+      x_rows_[i] = buffers_.masks.input_row(layer, tape_.order.ids[at.place]) + own.first_unit;
+      phase_out_rows_[i] = sum;
+    }
+    kernels_.product(product);
+    for (std::int64_t i = 0; i < product.rows; ++i) {
+      T* const sum = phase_out_rows_[i];
+      for (std::int64_t u = 0; u < own.units; ++u) {
+        const T value = x_rows_[i][u] * out_rows_[i][u];
+        sum[u] = accumulate ? sum[u] + value : value;
+      }
+    }
+  }
+
   // What the product adds to: past a row's length nothing, else the gradient that a residual connection
   // passes. Returns whether it does.
   bool start_input_gradient(std::int64_t layer, const Rows<T*>& out, std::int64_t width) {
@@ -152,19 +185,21 @@ class GradientWorker : BackwardMember<T> {
     int count = 0;
     std::int64_t right = 0;
     const auto add = [&](int first_slot, int slots, const int* gate, int parameter, std::int64_t units,
-                         std::int64_t columns, const T* const* operand) {
-      products[count++] = {first_slot, slots, gate, gradient(parameter), units, columns, operand, right};
+                         std::int64_t columns, const T* const* operand, const T* const* mask) {
+      products[count++] = {first_slot, slots, gate, gradient(parameter), units, columns,
+                           operand,    mask,  right};
       right += round_up(columns, lanes_) * buffers_.chunk;
     };
     add(0, config_.gates(), plan_.input_gate, index.weight_ih, config_.hidden_size,
-        config_.layer_input_size(layer), x_rows_);
+        config_.layer_input_size(layer), x_rows_, buffers_.masks.input ? grad_y_rows_ : nullptr);
     for (int i = 0; i < plan_.phases; ++i) {
       const int first_slot = plan_.first_slot(i);
       add(first_slot, plan_.phase[i].gates, plan_.recurrent_gate + first_slot, index.weight_hh,
-          config_.hidden_size, config_.state_size(), i ? exchange_rows_ : h_rows_);
+          config_.hidden_size, config_.state_size(), i ? exchange_rows_ : h_rows_,
+          i == 0 && buffers_.masks.recurrent ? masked_h_rows_ : nullptr);
     }
     if (config_.proj_size) {
-      add(0, 1, &only_gate, index.weight_hr, config_.proj_size, config_.hidden_size, exchange_rows_);
+      add(0, 1, &only_gate, index.weight_hr, config_.proj_size, config_.hidden_size, exchange_rows_, nullptr);
     }
     return count;
   }
@@ -189,13 +224,15 @@ class GradientWorker : BackwardMember<T> {
       h_rows_[i] = tape_.h_before(layer, d, at.s, at.place);
       if (second_phase_) exchange_rows_[i] = tape_.chain(layer, d).exchange + at.n * tape_.c_stride;
       if (config_.has_cell_state()) c_rows_[i] = tape_.c_before(layer, d, at.s, at.place);
+      if (buffers_.masks.input) grad_y_rows_[i] = buffers_.masks.input_row(layer, id);
+      if (buffers_.masks.recurrent) masked_h_rows_[i] = buffers_.masks.recurrent_row(layer, d, id);
     }
   }
 
   void pack_operand(const WeightProduct<T>& product, std::int64_t rows) const {
     const Range own = part_of(round_up(product.columns, lanes_) / lanes_, threads(), thread_);
-    kernels_.pack_columns(
-        {product.operand, rows, product.columns, own.first, own.count, buffers_.right + product.right});
+    kernels_.pack_columns({product.operand, product.mask, rows, product.columns, own.first, own.count,
+                           buffers_.right + product.right});
   }
 
   // Own vectors of units, some at a time, against everything that was read.
@@ -226,10 +263,44 @@ class GradientWorker : BackwardMember<T> {
 
   void sum_peephole(std::int64_t layer, int d, std::int64_t n, std::int64_t rows, const Range& own) {
     for (std::int64_t i = 0; i < rows; ++i) c_rows_[i] += own.first * lanes_;
-    kernels_.peephole({rows, own.count,
+    const Chain<T>& kept = tape_.chain(layer, d);
+    const T* const c = kept.candidate ? kept.candidate : kept.c;  // as o saw it
+    kernels_.peephole({rows, own.count, plan_.slots,
                        slots(layer, d) + n * tape_.slots_stride + own.first * plan_.slots * lanes_,
-                       tape_.slots_stride, tape_.chain(layer, d).c + n * tape_.c_stride + own.first * lanes_,
-                       tape_.c_stride, c_rows_, buffers_.sums_peephole + own.first * 3 * lanes_});
+                       tape_.slots_stride, c + n * tape_.c_stride + own.first * lanes_, tape_.c_stride,
+                       c_rows_, buffers_.sums_peephole + own.first * 3 * lanes_});
+  }
+
+  // With layer norm: what each row has summed over the steps becomes gradients, rows in their order.
+  void write_norm_sums(std::int64_t layer, int d, const Range& own) const {
+    const ParameterIndices index = parameter_indices(config_, layer, d);
+    const std::int64_t hidden = config_.hidden_size, each = norm_sums_per_unit(config_);
+    const int gates = config_.gates();
+    for (std::int64_t panel = own.first; panel < own.first + own.count; ++panel) {
+      const std::int64_t unit = panel * lanes_, units = std::min<std::int64_t>(lanes_, hidden - unit);
+      const auto write = [&](int parameter, std::int64_t row, int vector) {
+        if (parameter < 0 || row < 0) return;
+        T* const out = gradient(parameter) + row * hidden + unit;
+        const T* sums = buffers_.norm_sums + d * tape_.batch * buffers_.norm_sums_stride + unit * each;
+        std::fill_n(out, units, T(0));
+        for (std::int64_t place = 0; place < tape_.batch; ++place, sums += buffers_.norm_sums_stride) {
+          add_to(sums + vector * lanes_, out, units);
+        }
+      };
+      for (int gate = 0; gate < gates; ++gate) {
+        write(index.norm_ih_weight, gate, gate);
+        write(index.norm_ih_bias, gate, gates + gate);
+        write(index.bias_ih, gate, gates + gate);
+        write(index.norm_hh_weight, gate, 2 * gates + gate);
+        write(index.norm_hh_bias, gate, 3 * gates + gate);
+        write(index.bias_hh, gate, 3 * gates + gate);
+      }
+      write(index.norm_c_weight, 0, 4 * gates);
+      write(index.norm_c_bias, 0, 4 * gates + 1);
+      for (int row = 0; row < 3; ++row) {
+        write(index.weight_peep, peephole_row(config_, row), 4 * gates + 2 + row);
+      }
+    }
   }
 
   // Sums over the rows become gradients of biases and peepholes.
@@ -249,9 +320,11 @@ class GradientWorker : BackwardMember<T> {
     for (std::int64_t panel = own_panels.first; panel < own_panels.first + own_panels.count; ++panel) {
       const std::int64_t unit = panel * lanes_;
       for (int row = 0; row < 3; ++row) {
+        const int to = peephole_row(config_, row);
+        if (to < 0) continue;
         std::copy_n(buffers_.sums_peephole + (panel * 3 + row) * lanes_,
                     std::min<std::int64_t>(lanes_, hidden - unit),
-                    gradient(index.weight_peep) + row * hidden + unit);
+                    gradient(index.weight_peep) + to * hidden + unit);
       }
     }
   }

@@ -52,7 +52,7 @@ void CpuTape<T>::begin(const Config& config, const CellPlan& plan, int lanes, co
   directions = config.directions();
   state_size = config.state_size();
   x = call.x;
-  dropout = call.dropout;
+  noise = call.noise;
   seed = call.seed;
   order.sort(call.lengths, steps, batch);
   resets.clear();
@@ -94,9 +94,13 @@ void CpuTape<T>::lay_out(Arena& arena, const Config& config, const CellPlan& pla
       Chain<T>& kept = chains[layer * config.directions() + d];
       kept.slots = arena.take<T>(rows() * slots_stride);
       kept.c = config.has_cell_state() ? arena.take<T>(rows() * c_stride) : nullptr;
+      const bool sees_candidate = config.has_peephole() && call.noise.zoneout_c > 0;
+      kept.candidate = sees_candidate ? arena.take<T>(rows() * c_stride) : nullptr;
+      kept.moments =
+          config.layer_norm ? arena.take<T>(rows() * NormBackwardArguments<T>::moment_count) : nullptr;
       const bool exchanges = config.proj_size || plan.phases == 2;
       kept.exchange = exchanges ? arena.take<T>(rows() * c_stride) : nullptr;
-      const bool plain = plain_output(config, call.dropout, layer);
+      const bool plain = plain_output(config, call.noise.dropout, layer);
       kept.h = plain ? nullptr : arena.take<T>(call.steps * call.batch * state_size);
       kept.h0 = arena.take<T>(call.batch * h_stride);
       kept.c0 = config.has_cell_state() ? arena.take<T>(call.batch * c_stride) : nullptr;

@@ -27,12 +27,14 @@ struct Checksums {
 // What one layer and direction leaves.
 template <class T>
 struct Chain {
-  T* slots;     // (rows, slots_stride): [panel][slot][lane]
-  T* c;         // (rows, c_stride)
-  T* exchange;  // (rows, c_stride): what a first phase left for the second
-  T* h;         // (T, B, R), where the layer's output is not just h; else null
-  T* h0;        // (B, h_stride), by batch row
-  T* c0;        // (B, c_stride)
+  T* slots;      // (rows, slots_stride): [panel][slot][lane]
+  T* c;          // (rows, c_stride)
+  T* candidate;  // (rows, c_stride): c before zoneout, where peepholes saw it; else null
+  T* exchange;   // (rows, c_stride): what a first phase left for the second
+  T* h;          // (T, B, R), where the layer's output is not just h; else null
+  T* moments;    // (rows, moment_count) of layer norm; else null
+  T* h0;         // (B, h_stride), by batch row
+  T* c0;         // (B, c_stride)
 };
 
 // A row of the tape: n, and the step and place that it belongs to.
@@ -48,7 +50,7 @@ struct CpuTape : Tape<T> {
   RowOrder order;
   View x;
   std::vector<char> resets;  // (T, B), empty: none
-  double dropout = 0;
+  Noise noise;
   std::uint64_t seed = 0;
   std::vector<Chain<T>> chains;  // [layer * D + direction]
   std::vector<Rows<T*>> y;       // of every layer

@@ -3,6 +3,7 @@
 // against its central differences along a random direction. Buffers have exactly the size that the
 // contract names, so that AddressSanitizer sees one element too many.
 // One process per instruction set: FASTRNN_ISA chooses, as ctest does.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -52,11 +53,19 @@ double dot(const double* a, const double* b, std::int64_t n) {
 
 template <class Cell, int slots = Cell::slots>
 generic::State<double> cell(double (&slot)[slots], double h, double c, const Array* peep, std::int64_t unit,
-                            std::int64_t hidden) {
+                            std::int64_t hidden, double clip) {
   generic::State<double> state{h, c};
-  generic::Peephole<double> peephole{};
-  if (peep) peephole = {(*peep)[unit], (*peep)[hidden + unit], (*peep)[2 * hidden + unit]};
-  Cell::forward(slot, state, peephole);
+  generic::LaneWeights<double> weights{};
+  if constexpr (Cell::has_cell_state) {
+    if (peep) {
+      const auto row = [&](std::int64_t i) { return (*peep)[i * hidden + unit]; };
+      weights.i = row(0);
+      weights.f = Cell::slots == 4 ? row(1) : 0;
+      weights.o = row(Cell::slots - 2);
+    }
+    weights.clip = clip;
+  }
+  Cell::forward(slot, state, weights);
   return state;
 }
 
@@ -71,7 +80,7 @@ void naive_step(const Config& config, const Array* parameter, const double* x, s
   const Array* b_ih = config.bias ? &parameter[next++] : nullptr;
   const Array* b_hh = config.bias ? &parameter[next++] : nullptr;
   const Array* w_hr = config.proj_size ? &parameter[next++] : nullptr;
-  const Array* peep = config.cell == CellKind::lstm_peephole ? &parameter[next++] : nullptr;
+  const Array* peep = config.has_peephole() ? &parameter[next++] : nullptr;
   const auto from_x = [&](std::int64_t gate, std::int64_t u) {
     const std::int64_t row = gate * H + u;
     return dot(&w_ih[row * inputs], x, inputs) + (b_ih ? (*b_ih)[row] : 0);
@@ -87,28 +96,31 @@ void naive_step(const Config& config, const Array* parameter, const double* x, s
       const auto run = config.cell == CellKind::rnn_tanh   ? cell<Rnn<Nonlinearity::tanh>>
                        : config.cell == CellKind::rnn_relu ? cell<Rnn<Nonlinearity::relu>>
                                                            : cell<Rnn<Nonlinearity::sigmoid>>;
-      m[u] = run(slot, 0, 0, nullptr, u, H).h;
+      m[u] = run(slot, 0, 0, nullptr, u, H, 0).h;
     } else if (config.has_cell_state()) {
-      double slot[4];
-      for (int g = 0; g < 4; ++g) slot[g] = from_x(g, u) + from_h(g, u, h);
+      double slot[4], three[3];
+      for (int g = 0; g < config.gates(); ++g) slot[g] = from_x(g, u) + from_h(g, u, h);
+      std::copy_n(slot, 3, three);
       const auto run = peep ? cell<Lstm<true>> : cell<Lstm<false>>;
-      const State<double> state = run(slot, 0, c[u], peep, u, H);
+      const auto run_coupled = peep ? cell<Lstm<true, true>> : cell<Lstm<false, true>>;
+      const State<double> state = config.coupled() ? run_coupled(three, 0, c[u], peep, u, H, config.clip)
+                                                   : run(slot, 0, c[u], peep, u, H, config.clip);
       m[u] = state.h;
       c[u] = state.c;
     } else if (config.cell == CellKind::gru) {
       double slot[4] = {from_x(0, u) + from_h(0, u, h), from_x(1, u) + from_h(1, u, h), from_x(2, u),
                         from_h(2, u, h)};
-      m[u] = cell<Gru>(slot, h[u], 0, nullptr, u, H).h;
+      m[u] = cell<Gru>(slot, h[u], 0, nullptr, u, H, 0).h;
     } else {
       double slot[2] = {from_x(0, u) + from_h(0, u, h), from_x(1, u) + from_h(1, u, h)};
-      gated[u] = cell<GruResetBeforeGates>(slot, h[u], 0, nullptr, u, H).h;
+      gated[u] = cell<GruResetBeforeGates>(slot, h[u], 0, nullptr, u, H, 0).h;
       z[u] = slot[1];
     }
   }
   if (config.cell == CellKind::gru_reset_before) {
     for (std::int64_t u = 0; u < H; ++u) {
       double slot[2] = {z[u], from_x(2, u) + from_h(2, u, gated)};
-      m[u] = cell<GruResetBeforeCandidate>(slot, h[u], 0, nullptr, u, H).h;
+      m[u] = cell<GruResetBeforeCandidate>(slot, h[u], 0, nullptr, u, H, 0).h;
     }
   }
   if (!w_hr) {
@@ -238,8 +250,7 @@ Result run(const Case& c, std::int64_t gap) {
 bool takes_single_steps(const Case& c) {
   const Config& config = c.config;
   return c.steps == 1 && c.lengths.empty() && c.resets.empty() && c.chains() == 1 && !config.proj_size &&
-         !config.residual && config.cell != CellKind::lstm_peephole &&
-         config.cell != CellKind::gru_reset_before;
+         !config.residual && !config.has_peephole() && config.cell != CellKind::gru_reset_before;
 }
 
 template <class T>
@@ -457,6 +468,7 @@ int main() {
         config.merge = static_cast<Merge>(variant % static_cast<int>(Merge::count));
         config.residual = variant % 3 == 1;
         if (config.has_cell_state() && variant % 4 >= 2 && hidden > 1) config.proj_size = 1 + hidden / 2;
+        if (config.has_cell_state() && variant % 3 == 0) config.clip = 0.25;
         if (config.residual) config.input_size = config.output_size();
         const std::int64_t steps = variant % 6 == 5 ? 0 : 1 + static_cast<std::int64_t>(generator() % 9);
         const std::int64_t batch = variant % 7 == 6 ? 0 : 1 + static_cast<std::int64_t>(generator() % 14);

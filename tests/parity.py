@@ -24,6 +24,8 @@ LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rnn_sigmoid": (fastrnn.RNN, {"nonlinearity": "sigmoid"}),
     "lstm": (fastrnn.LSTM, {}),
     "lstm_peephole": (fastrnn.LSTM, {"peephole": True}),
+    "lstm_coupled": (fastrnn.LSTM, {"coupled": True}),
+    "lstm_coupled_peephole": (fastrnn.LSTM, {"coupled": True, "peephole": True}),
     "gru": (fastrnn.GRU, {}),
     "gru_reset_before": (fastrnn.GRU, {"reset_after": False}),
 }
@@ -35,6 +37,19 @@ FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((cell, {}) for cell in CELLS),
     *((cell, {"proj_size": 11}) for cell in LSTM_CELLS),
 )
+
+
+def together(cell: str) -> dict[str, Any]:
+    """Every option at once that makes a cell regular."""
+    options = {
+        "layer_norm": True,
+        "dropout": 0.2,
+        "input_dropout": 0.3,
+        "recurrent_dropout": 0.25,
+        "weight_drop": 0.15,
+        "zoneout": 0.3,
+    }
+    return options | ({"zoneout": (0.3, 0.15), "clip": 0.4} if cell in LSTM_CELLS else {})
 
 
 def make_layer(
@@ -131,12 +146,17 @@ def gradient_tolerance(T: int, B: int | None, *sizes: int, **options: Any) -> fl
     return 2 * tolerance(T * (1 if B is None else B), *sizes, **options)
 
 
+def scaled_error(actual: Array, expected: Array) -> float:
+    """The largest error, relative to the largest of what is expected or to 1."""
+    scale = max(1, np.abs(expected).max(initial=0))
+    return float(np.abs(actual - expected).max(initial=0) / scale)
+
+
 def assert_gradient_close(name: str, actual: Array, expected: Array, bound: float) -> None:
     """Hold ``|actual - expected| / max(1, max|expected|)`` under `bound`, and zeros to be zero."""
     assert actual.shape == expected.shape, name
     assert not actual[expected == 0].any(), f"{name}: not zero where no path leads to the loss"
-    scale = max(1, np.abs(expected).max(initial=0))
-    error = float(np.abs(actual - expected).max(initial=0) / scale)
+    error = scaled_error(actual, expected)
     assert error <= bound, (
         f"{name}: error {error:.3g} is {error / bound:.3g} times the bound {bound:.3g}"
     )
@@ -166,11 +186,59 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
         assert different.size == 0, f"{different.size} of {a.nbytes} bytes differ"
 
 
+ORACLE_OPTIONS = (
+    *("num_layers", "bidirectional", "merge", "residual", "batch_first", "clip", "precision"),
+    *("masks", "input_masks", "recurrent_masks", "weight_masks"),
+)
+
+
 def for_oracle(x: Array, options: dict[str, Any]) -> dict[str, Any]:
     """Those of a layer's options that the oracle takes, and one precision wider than `x`."""
-    known = ("num_layers", "bidirectional", "merge", "residual", "batch_first", "masks")
-    precision = np.float64 if x.dtype == np.float32 else np.longdouble
-    return {name: options[name] for name in known if name in options} | {"precision": precision}
+    known = {name: options[name] for name in ORACLE_OPTIONS if name in options}
+    if isinstance(options.get("zoneout"), list):  # what `noise_of` gives, and not a probability
+        known["zoneout"] = options["zoneout"]
+    return {"precision": np.float64 if x.dtype == np.float32 else np.longdouble} | known
+
+
+def noise_of(layer: Any, T: int, B: int) -> dict[str, Any]:
+    """What the oracle is to multiply by in the layer's next call, as options of `reference`."""
+    options = vars(layer)
+    seed, training = layer._mask_seed, layer.training
+    L, D, G_H = layer.num_layers, 1 + layer.bidirectional, len(layer.parameters["weight_hh_l0"])
+    R, width = layer.proj_size or layer.hidden_size, output_width(**options)
+    chains = [(number, direction) for number in range(L) for direction in range(D)]
+    noise: dict[str, Any] = {}
+
+    def kept(kind: Any, shape: tuple[int, ...], p: float, *place: int) -> Any:
+        """A mask of zeros and 1 / (1 - p), which `functional.mask` rounds to float32."""
+        mask = functional.mask(kind, shape, p, seed, *place)
+        return (mask != 0) * layer.dtype.type(0 if p == 1 else 1 / (1 - p))
+
+    def zoned(kind: Any, size: int, p: float, *place: int) -> Any:
+        return functional.mask(kind, (T, B, size), p, seed, *place) if training else p
+
+    if training and layer.dropout:
+        noise["masks"] = draw_masks(layer, T, B)
+    if training and (p := options.get("input_dropout")):
+        widths = [layer.input_size] + [width] * (L - 1)
+        noise["input_masks"] = [
+            kept("input", (B, inputs), p, number) for number, inputs in enumerate(widths)
+        ]
+    if training and (p := options.get("recurrent_dropout")):
+        noise["recurrent_masks"] = [kept("recurrent", (B, R), p, *chain) for chain in chains]
+    if training and (p := options.get("weight_drop")):
+        noise["weight_masks"] = [kept("weight", (G_H, R), p, *chain) for chain in chains]
+    if zoneout := options.get("zoneout"):
+        pair = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
+        sizes = {"h": R} | ({"c": layer.hidden_size} if isinstance(layer, fastrnn.LSTM) else {})
+        noise["zoneout"] = [
+            tuple(
+                zoned(f"zoneout_{part}", size, p, *chain)
+                for (part, size), p in zip(sizes.items(), pair, strict=False)
+            )
+            for chain in chains
+        ]
+    return noise
 
 
 def oracle(
@@ -181,10 +249,17 @@ def oracle(
     lengths: Any = None,
     resets: Array | None = None,
     **options: Any,
-) -> tuple[Array, Any]:
+) -> Any:
     """`reference.forward` on a layer's parameters, one precision wider than the layer."""
     return reference.forward(
-        cell, layer.parameters, x, state, lengths, resets, **for_oracle(x, options)
+        cell,
+        layer.parameters,
+        x,
+        state,
+        lengths,
+        resets,
+        all_states=options.get("all_states", False),
+        **for_oracle(x, options),
     )
 
 
@@ -198,6 +273,7 @@ def oracle_backward(
     *,
     grad_output: Any = None,
     grad_state: Any = None,
+    grad_states: Any = None,
     **options: Any,
 ) -> Gradients:
     """`reference.backward` likewise."""
@@ -211,9 +287,27 @@ def oracle_backward(
             resets,
             grad_output=grad_output,
             grad_state=grad_state,
+            grad_states=grad_states,
             **for_oracle(x, options),
         )
     )
+
+
+# Options whose masks or expectations the oracle is to be told.
+NOISY = ("dropout", "input_dropout", "recurrent_dropout", "weight_drop", "zoneout")
+
+
+def rounding_of(dtype: Any, options: dict[str, Any], plain: Callable[[Any], list[Array]]) -> float:
+    """What layer norm adds to a bound: four times the error of plain loops in the same precision.
+
+    It divides by a deviation, and so makes errors larger by as much as what a product sums over is
+    larger than that: little or a hundredfold, as weights and inputs happen to be. The oracle knows.
+    `plain` computes everything in a given precision.
+    """
+    if not options.get("layer_norm"):
+        return 0
+    wider = plain(np.float64 if np.dtype(dtype) == np.float32 else np.longdouble)
+    return 4 * max(scaled_error(a, e) for a, e in zip(plain(dtype), wider, strict=True))
 
 
 def check(
@@ -227,14 +321,17 @@ def check(
     initial_state: bool = True,
     lengths: Any = None,
     resets: Array | None = None,
+    all_states: bool = False,
+    training: bool = True,
     **options: Any,
 ) -> None:
     """Compare a new layer's output and final state with the oracle's on random input.
 
-    `B` None means unbatched; `resets` is always (T, B), or (T,) if unbatched.
+    `B` None means unbatched; `resets` is always (T, B), or (T,) if unbatched. With `all_states`
+    those of every step, too.
     """
     dtype = options.get("dtype", np.float32)
-    layer = make_layer(cell, input_size, hidden_size, rng, **options)
+    layer = make_layer(cell, input_size, hidden_size, rng, **options).train(training)
     x = rng.standard_normal((T, input_size) if B is None else (T, B, input_size)).astype(dtype)
     if options.get("batch_first") and B is not None:
         x = np.ascontiguousarray(x.swapaxes(0, 1))
@@ -242,15 +339,23 @@ def check(
     state = None
     if initial_state:
         state = draw_state(cell, rng, B=B, hidden_size=hidden_size, **options)
+    noisy = any(options.get(name) for name in NOISY)
+    noise = noise_of(layer, T, 1 if B is None else B) if noisy else {}
 
-    output, final = layer(x, state, lengths, resets)
+    if all_states:
+        output, *states = layer(x, state, lengths, resets, return_all_states=True)
+    else:
+        output, *states = layer(x, state, lengths, resets)
 
-    expected_output, expected_final = oracle(cell, layer, x, state, lengths, resets, **options)
-    bound = tolerance(T, input_size, hidden_size, **options)
-    assert len(arrays(final)) == len(arrays(expected_final))
-    for actual, expected in zip(
-        (output, *arrays(final)), (expected_output, *arrays(expected_final)), strict=True
-    ):
+    def plain(precision: Any = None) -> list[Array]:
+        given = {**options, **noise, "all_states": all_states}
+        given |= {} if precision is None else {"precision": precision}
+        results = oracle(cell, layer, x, state, lengths, resets, **given)
+        return [array for part in results for array in arrays(part)]
+
+    bound = tolerance(T, input_size, hidden_size, **options) + rounding_of(dtype, options, plain)
+    actual_arrays = [output, *(array for part in states for array in arrays(part))]
+    for actual, expected in zip(actual_arrays, plain(), strict=True):
         assert actual.dtype == dtype
         assert actual.flags.c_contiguous
         assert_close(actual, expected, bound)
@@ -293,29 +398,33 @@ def check_backward(
     lengths: Any = None,
     resets: Array | None = None,
     given: Collection[str] = ("output", "h", "c"),
+    training: bool = True,
     **options: Any,
 ) -> None:
     """Compare a new layer's gradients with the oracle's on random input, and `forward` with a call.
 
-    `B` and `resets` as in `check`; `given` is what the loss depends on, the rest gets None.
+    `B` and `resets` as in `check`; `given` is what the loss depends on, the rest gets None. With
+    "states" among it, the states of every step are asked for.
     """
     dtype = options.get("dtype", np.float32)
-    layer = make_layer(cell, input_size, hidden_size, rng, **options)
+    layer = make_layer(cell, input_size, hidden_size, rng, **options).train(training)
     x = rng.standard_normal((T, input_size) if B is None else (T, B, input_size)).astype(dtype)
     if options.get("batch_first") and B is not None:
         x = np.ascontiguousarray(x.swapaxes(0, 1))
         resets = None if resets is None else np.ascontiguousarray(resets.T)
     state_options = {"B": B, "hidden_size": hidden_size, **options}
     state = draw_state(cell, rng, **state_options) if initial_state else None
-    masks, mask_seed = None, layer._mask_seed
-    if options.get("dropout"):
-        masks = draw_masks(layer, T, 1 if B is None else B)
+    noisy = any(options.get(name) for name in NOISY)
+    noise = noise_of(layer, T, 1 if B is None else B) if noisy else {}
+    mask_seed = layer._mask_seed
+    asked = {"return_all_states": True} if "states" in given else {}
 
-    expected_output, expected_final = layer(x, state, lengths, resets)
+    expected_output, expected_final, *expected_states = layer(x, state, lengths, resets, **asked)
     layer._mask_seed = mask_seed
-    output, final, tape = layer.forward(x, state, lengths, resets)
+    output, final, tape, *states = layer.forward(x, state, lengths, resets, **asked)
     assert_same_bits(output, expected_output)
     assert_same_bits(final, expected_final)
+    assert len(states) == len(expected_states)
 
     grad_output = rng.standard_normal(output.shape).astype(dtype) if "output" in given else None
     parts = dict(zip(("h", "c"), arrays(draw_state(cell, rng, **state_options)), strict=False))
@@ -323,24 +432,24 @@ def check_backward(
     grad_state = None
     if any(part is not None for part in grad_parts):
         grad_state = grad_parts if cell in LSTM_CELLS else grad_parts[0]
-    gradients = layer.backward(tape, grad_output, grad_state)
+    grads: dict[str, Any] = {"grad_output": grad_output}
+    more: dict[str, Any] = {}
+    if states:
+        assert_same_bits(states[0], expected_states[0])
+        draw = rng.standard_normal
+        more["grad_states"] = map_state(lambda part: draw(part.shape).astype(dtype), states[0])
+    gradients = layer.backward(tape, grad_output, grad_state, **more)
 
     known = tuple(part if name in given else np.zeros_like(part) for name, part in parts.items())
-    expected = name_gradients(
-        oracle_backward(
-            cell,
-            layer,
-            x,
-            state,
-            lengths,
-            resets,
-            grad_output=grad_output,
-            grad_state=known if cell in LSTM_CELLS else known[0],
-            **options,
-            masks=masks,
-        )
-    )
+    grads |= {"grad_state": known if cell in LSTM_CELLS else known[0], **more}
+
+    def plain(precision: Any = None) -> Gradients:
+        chosen = {**options, **noise} | ({} if precision is None else {"precision": precision})
+        return oracle_backward(cell, layer, x, state, lengths, resets, **grads, **chosen)
+
+    expected = name_gradients(plain())
     bound = gradient_tolerance(T, B, input_size, hidden_size, **options)
+    bound += rounding_of(dtype, options, lambda p: list(name_gradients(plain(p)).values()))
     assert list(gradients.parameters) == list(layer.parameters)
     actual = name_gradients(gradients)
     assert actual.keys() == expected.keys()

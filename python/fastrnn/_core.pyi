@@ -23,8 +23,13 @@ def activation(name: str, x: NDArray[np.floating[Any]]) -> NDArray[np.floating[A
 def borrow_threads_of(*addresses: int) -> None: ...
 def read_tensors_of(tensor: type, parameter: type) -> bool: ...
 def common_bits(*tensors: Any) -> int: ...
-def dropout_mask(
-    shape: tuple[int, int, int], dropout: float, seed: int, layer: int
+def mask(
+    kind: str,
+    shape: Sequence[int],
+    probability: float,
+    seed: int,
+    layer: int,
+    direction: int,
 ) -> NDArray[np.float32]: ...
 def fma_peak(dtype: str, threads: int, seconds: float) -> float: ...
 def read_bandwidth(bytes_per_thread: int, threads: int, seconds: float) -> float: ...
@@ -51,6 +56,8 @@ class Engine:
         bias: bool,
         merge: str,
         residual: bool,
+        layer_norm: bool,
+        clip: float,
         dtype: str,
     ) -> None: ...
     def pack(self, parameters: Sequence[NDArray[np.floating[Any]]]) -> None: ...
@@ -62,13 +69,14 @@ class Engine:
         lengths: NDArray[np.int64] | None,
         resets: NDArray[np.bool_] | None,
         batch_first: bool,
-        dropout: float,
+        noise: tuple[float | bool, ...],
         seed: int,
         keep: bool,
         parameters: Sequence[Any] | None,
         guard: bool,
         tensors: Sequence[Any] | None,
         exact: bool,
+        all_states: bool,
     ) -> Any: ...
     def check(
         self,
@@ -88,6 +96,7 @@ class Engine:
         input: bool,
         x: Any,
         borrow: bool,
+        grad_states: Any,
     ) -> tuple[NDArray[np.floating[Any]] | None, Any, list[NDArray[np.floating[Any]]]]: ...
     def cell(
         self, x: Any, h: Any, c: Any, weights: Sequence[Any], exact: bool, keep: bool
@@ -104,6 +113,7 @@ class Engine:
     ) -> tuple[Any, ...]: ...
     def keep_steps(self) -> KeptSteps: ...
     def add_up(self, steps: KeptSteps) -> tuple[Any, ...]: ...
+    def set_zoneout(self, h: float, c: float) -> None: ...
     def step(
         self, x: NDArray[np.floating[Any]], state: Any
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...

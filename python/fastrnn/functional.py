@@ -9,7 +9,7 @@ import contextlib
 import math
 import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,17 +24,17 @@ from fastrnn._core import (
     borrow_threads_of,
     common_bits,
     config,
-    dropout_mask,
     fma_peak,
     read_bandwidth,
     read_tensors_of,
 )
 from fastrnn._core import get_num_threads as _get_num_threads
+from fastrnn._core import mask as _mask
 from fastrnn._core import set_num_threads as _set_num_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Protocol
+    from typing import Literal, Protocol
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -50,6 +50,7 @@ __all__ = [
     "CELLS",
     "MERGES",
     "Engine",
+    "Noise",
     "KeptSteps",
     "Tape",
     "__version__",
@@ -58,7 +59,7 @@ __all__ = [
     "borrow_threads_of",
     "common_bits",
     "config",
-    "dropout_mask",
+    "mask",
     "fma_peak",
     "forward",
     "get_num_threads",
@@ -216,6 +217,74 @@ def sequence(
     )
 
 
+class Noise(NamedTuple):
+    """What is random in training, and zoneout, which acts in evaluation mode, too.
+
+    Attributes
+    ----------
+    dropout, input_dropout, recurrent_dropout, zoneout_h, zoneout_c, weight_drop : float
+        Probabilities.
+    training : bool
+        Whether masks are drawn; if not, zoneout acts by its expectation, and the rest must be 0.
+    """
+
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    weight_drop: float = 0.0
+    training: bool = False
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a call draws any mask."""
+        return self.training and any(self[:-1])
+
+    def evaluated(self) -> Noise:
+        """Return what of it acts in evaluation mode."""
+        return Noise(zoneout_h=self.zoneout_h, zoneout_c=self.zoneout_c)
+
+
+def mask(
+    kind: Literal["dropout", "input", "recurrent", "weight", "zoneout_h", "zoneout_c"],
+    shape: tuple[int, ...],
+    probability: float,
+    seed: int,
+    layer: int,
+    direction: int = 0,
+) -> NDArray[np.float32]:
+    """Draw a mask as the kernels do.
+
+    Parameters
+    ----------
+    kind : {"dropout", "input", "recurrent", "weight", "zoneout_h", "zoneout_c"}
+        What it is a mask of.
+    shape : tuple of int
+        (T, B, units) of "dropout" and zoneout, (B, units) of "input" and "recurrent", which hold
+        for a whole sequence, (G·H, R) of "weight".
+    probability : float
+        Of a zero, where the others are 1 / (1 - probability); of zoneout that of a one, which
+        keeps a unit's state.
+    seed : int
+        Of the call.
+    layer, direction : int
+        Which.
+
+    Returns
+    -------
+    ndarray
+        What is multiplied by.
+
+    Examples
+    --------
+    >>> kept = mask("recurrent", (64, 256), 0.25, seed=1, layer=0) > 0
+    >>> bool(abs(kept.mean() - 0.75) < 0.02)
+    True
+    """
+    return _mask(kind, shape, probability, seed, layer, direction)
+
+
 def forward(
     engine: Engine,
     x: SupportsArray,
@@ -223,9 +292,12 @@ def forward(
     lengths: ArrayLike | None,
     resets: ArrayLike | None,
     batch_first: bool,
-    dropout: float,
+    noise: Noise,
     seed: int,
     parameters: Sequence[FloatArray] | None,
+    *,
+    keep: bool,
+    all_states: bool = False,
 ) -> Any:
     """Run `engine` over a whole sequence.
 
@@ -243,26 +315,32 @@ def forward(
         Where the state is zeroed before the step is consumed.
     batch_first : bool
         Whether the batch is the first axis.
-    dropout : float
-        Probability of a zero between layers.
+    noise : Noise
+        What is random.
     seed : int
-        Seed of the dropout masks.
+        Seed of its masks.
     parameters : sequence of arrays or None
-        In the engine's order: keeps what `backward` needs. None uses the packed ones.
+        In the engine's order. None uses the packed ones.
+    keep : bool
+        Whether to keep what `backward` needs, of given parameters.
+    all_states : bool, default False
+        Whether the states of all steps are wanted.
 
     Returns
     -------
     output : array
-        Output of the last layer at every step; with `parameters` read-only, as the tape refers to
-        it.
+        Output of the last layer at every step; with `keep` read-only, as the tape refers to it.
     state : array or pair of arrays
         Final state.
     tape : Tape
-        With `parameters`: to be given to `backward`.
+        With `keep`: to be given to `backward`.
+    states : array or pair of arrays
+        With `all_states`: (L*D, T, B, R), of an LSTM's c (L*D, T, B, H).
     """
     arrays = sequence(x, state, lengths, resets)
-    keep = parameters is not None
-    return engine.forward(*arrays, batch_first, dropout, seed, keep, parameters, keep, None, False)
+    return engine.forward(
+        *arrays, batch_first, noise, seed, keep, parameters, keep, None, False, all_states
+    )
 
 
 def backward(
@@ -274,6 +352,7 @@ def backward(
     *,
     retain: bool,
     input_grad: bool,
+    grad_states: Any = None,
 ) -> tuple[FloatArray | None, Any, list[FloatArray]]:
     """Differentiate the call that made `tape`.
 
@@ -293,6 +372,8 @@ def backward(
         Whether the tape can be used again.
     input_grad : bool
         Whether the gradient of the input is wanted.
+    grad_states : array or pair of arrays, optional
+        Gradient of the states of all steps; zero by default.
 
     Returns
     -------
@@ -314,6 +395,7 @@ def backward(
         input_grad,
         None,
         False,
+        view_state(grad_states, "grad_states"),
     )
 
 

@@ -83,7 +83,7 @@ def initialize(
     ----------
     init : {"torch", "glorot", "he", "orthogonal", "identity"}
         ``"torch"`` draws everything, biases too, from U(-1/sqrt(H), 1/sqrt(H)). The others leave
-        biases and peepholes at 0. Of one gate's weights, ``"glorot"`` is the uniform rule of [1]_;
+        biases and peepholes at 0. Gains of layer norm are 1 and its biases 0, always. Of one gate's weights, ``"glorot"`` is the uniform rule of [1]_;
         ``"he"`` the normal one of [2]_; ``"orthogonal"`` makes recurrent and projection weights
         orthogonal [3]_ and input weights glorot; ``"identity"`` is the IRNN of [5]_: recurrent
         weights are the identity, input weights N(0, 0.001²).
@@ -111,6 +111,8 @@ def initialize(
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> FloatArray:
+        if name.startswith("norm_"):
+            return np.ones(shape) if "_weight_l" in name else np.zeros(shape)
         if init == "torch":
             bound = 1 / math.sqrt(hidden_size)
             return generator.uniform(-bound, bound, shape)

@@ -6,6 +6,7 @@ state (P if there is a projection, else H), G gates, L layers, D directions.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -86,10 +87,25 @@ class Recurrent(Generic[State]):
         2·R wide, the others R.
     residual : bool, default False
         Whether a layer's input is added to its output, where their sizes agree.
+    layer_norm : bool, default False
+        Whether each product is normalised over the G·H values of a row, see Notes. Adds the
+        parameters ``norm_ih_weight_l{k}``, ``norm_ih_bias_l{k}``, ``norm_hh_weight_l{k}`` and
+        ``norm_hh_bias_l{k}`` (G·H), and for `LSTM` ``norm_c_weight_l{k}`` and
+        ``norm_c_bias_l{k}`` (H).
+    recurrent_dropout : float, default 0
+        Probability of a zero in the h_{t-1} that W_hh multiplies, in training mode: one mask per
+        sequence and unit [2]_.
+    input_dropout : float, default 0
+        The same for the input of every layer.
+    zoneout : float, default 0
+        Probability that a unit keeps its state for a step [3]_: drawn anew for each step in
+        training mode, by expectation in evaluation mode. For `LSTM` also a pair (of h, of c).
+    weight_drop : float, default 0
+        Probability of a zero in W_hh, in training mode: one mask per call [4]_.
     init : {"torch", "glorot", "he", "orthogonal"}, default "torch"
         How parameters start, see `fastrnn.initializers.initialize`.
     seed : int or numpy.random.Generator, optional
-        Source of the initial parameters and the dropout masks; fresh entropy by default.
+        Source of the initial parameters and of all masks; fresh entropy by default.
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
         Type of parameters, inputs and outputs.
     device : {"cpu"}, default "cpu"
@@ -101,6 +117,28 @@ class Recurrent(Generic[State]):
         Set by `train` and `eval`.
     parameters : mapping of str to ndarray
         The live arrays.
+
+    Notes
+    -----
+    With layer norm [1]_, W_ih·x_t becomes norm_ih_weight * LN(W_ih·x_t) + norm_ih_bias and W_hh·h_{t-1}
+    likewise, where LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over all G·H values of a row; biases
+    are added after it. For `LSTM`, h_t = o * tanh(norm_c_weight * LN(c_t) + norm_c_bias).
+    Zoneout is h_t = z * h_{t-1} + (1 - z) * h̃_t for the h̃_t that the cell computes, and likewise
+    for c. What is dropped is zero, and the rest is scaled by 1 / (1 - p).
+
+    Masks are a function of the layer's seed and of the number of random calls before: they depend
+    neither on the number of threads nor on the machine, and `backward` draws them again instead of
+    storing them.
+
+    References
+    ----------
+    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton. Layer normalization. arXiv:1607.06450, 2016.
+    .. [2] Y. Gal, Z. Ghahramani. A theoretically grounded application of dropout in recurrent
+           neural networks. NIPS 2016.
+    .. [3] D. Krueger et al. Zoneout: regularizing RNNs by randomly preserving hidden activations.
+           ICLR 2017.
+    .. [4] S. Merity, N. S. Keskar, R. Socher. Regularizing and optimizing LSTM language models.
+           ICLR 2018.
     """
 
     _INITS: ClassVar[tuple[str, ...]] = ("torch", "glorot", "he", "orthogonal")
@@ -116,8 +154,16 @@ class Recurrent(Generic[State]):
         "merge": "concat",
         "residual": False,
         "peephole": False,
+        "coupled": False,
+        "clip": None,
         "reset_after": True,
+        "layer_norm": False,
+        "recurrent_dropout": 0.0,
+        "input_dropout": 0.0,
+        "zoneout": 0.0,
+        "weight_drop": 0.0,
     }
+    zoneout: float | tuple[float, float]
 
     _engine: functional.Engine
     _step: Callable[[Any, Any], tuple[FloatArray, State]]
@@ -134,14 +180,21 @@ class Recurrent(Generic[State]):
         bidirectional: bool,
         proj_size: int = 0,
         *,
+        clip: float = math.inf,
         merge: str,
         residual: bool,
+        layer_norm: bool,
+        recurrent_dropout: float,
+        input_dropout: float,
+        zoneout: float | tuple[float, float],
+        weight_drop: float,
         init: str,
         seed: int | np.random.Generator | None,
         dtype: DTypeLike,
         device: str,
     ) -> None:
         self._cell = cell
+        self._clip = clip
         self.input_size = functional.integer("input_size", input_size, 1)
         self.hidden_size = functional.integer("hidden_size", hidden_size, 1)
         self.num_layers = functional.integer("num_layers", num_layers, 1)
@@ -152,6 +205,11 @@ class Recurrent(Generic[State]):
         self.proj_size = functional.integer("proj_size", proj_size, 0, self.hidden_size)
         self.merge = functional.choice("merge", merge, functional.MERGES)
         self.residual = functional.boolean("residual", residual)
+        self.layer_norm = functional.boolean("layer_norm", layer_norm)
+        self.recurrent_dropout = functional.number("recurrent_dropout", recurrent_dropout, 0, 1)
+        self.input_dropout = functional.number("input_dropout", input_dropout, 0, 1)
+        self.zoneout = self._zoneout(zoneout)
+        self.weight_drop = functional.number("weight_drop", weight_drop, 0, 1)
         self.dtype = functional.float_dtype("dtype", dtype)
         if device != "cpu":
             raise ValueError(f"device: expected 'cpu' (this build has no CUDA), got {device!r}")
@@ -163,16 +221,19 @@ class Recurrent(Generic[State]):
                 " it does nothing here",
                 stacklevel=3,
             )
-        self._engine = self._make_engine()
-        self._step = self._engine.step
+        self._start_engine()
         self._parameters = initializers.initialize(
             init, self._engine.parameter_shapes, self.hidden_size, generator, self.dtype
         )
         self._mask_seed = int(generator.integers(2**62))
         self._training = True
 
-    def _make_engine(self) -> functional.Engine:
-        return functional.Engine(
+    @staticmethod
+    def _zoneout(given: Any) -> float | tuple[float, float]:
+        return functional.number("zoneout", given, 0, 1)
+
+    def _start_engine(self) -> None:
+        self._engine = functional.Engine(
             self._cell,
             self.input_size,
             self.hidden_size,
@@ -182,8 +243,27 @@ class Recurrent(Generic[State]):
             self.bias,
             self.merge,
             self.residual,
+            self.layer_norm,
+            self._clip,
             self.dtype.name,
         )
+        self._engine.set_zoneout(*self._zoneouts())
+        self._step = self._engine.step
+
+    def _zoneouts(self) -> tuple[float, float]:
+        """Of h and c."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, 0.0)
+
+    def _noise(self) -> functional.Noise:
+        noise = functional.Noise(
+            self.dropout,
+            self.input_dropout,
+            self.recurrent_dropout,
+            *self._zoneouts(),
+            self.weight_drop,
+            training=True,
+        )
+        return noise if self._training else noise.evaluated()
 
     def _pack(self) -> None:
         self._engine.pack(tuple(self._parameters.values()))
@@ -194,7 +274,9 @@ class Recurrent(Generic[State]):
         state: State | None = None,
         lengths: ArrayLike | None = None,
         resets: ArrayLike | None = None,
-    ) -> tuple[FloatArray, State]:
+        *,
+        return_all_states: bool = False,
+    ) -> Any:
         """Run over whole sequences.
 
         Parameters
@@ -209,6 +291,8 @@ class Recurrent(Generic[State]):
             of the last valid step, and the reverse direction starts there.
         resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
             Where a new sequence begins: the state is zeroed before the step is consumed.
+        return_all_states : bool, default False
+            Whether the states of every step are wanted, too.
 
         Returns
         -------
@@ -216,6 +300,9 @@ class Recurrent(Generic[State]):
             Output of the last layer at every step, as long and laid out as `x`.
         state : ndarray, or a pair of them (h, c) for `LSTM`
             Final state, to continue from.
+        states : ndarray, or a pair of them (h, c) for `LSTM`
+            With `return_all_states`: those after every step, (D·L, T, B, R) and for c (D·L, T, B, H), (…, T, …)
+            without B for an input without batch; zero where no step is taken.
 
         Examples
         --------
@@ -224,10 +311,13 @@ class Recurrent(Generic[State]):
         >>> output.shape, h.shape
         ((5, 3, 32), (2, 3, 16))
         """
+        parameters = None
         if self._training:
-            self._pack()
-        result: tuple[FloatArray, State] = self._run(x, state, lengths, resets, None)
-        return result
+            if self.weight_drop:
+                parameters = tuple(self._parameters.values())
+            else:
+                self._pack()
+        return self._run(x, state, lengths, resets, return_all_states, parameters, keep=False)
 
     def _run(
         self,
@@ -235,9 +325,12 @@ class Recurrent(Generic[State]):
         state: State | None,
         lengths: ArrayLike | None,
         resets: ArrayLike | None,
+        all_states: bool,
         parameters: tuple[FloatArray, ...] | None,
+        *,
+        keep: bool,
     ) -> Any:
-        dropout = self.dropout if self._training else 0.0
+        noise = self._noise()
         result = functional.forward(
             self._engine,
             x,
@@ -245,11 +338,13 @@ class Recurrent(Generic[State]):
             lengths,
             resets,
             self.batch_first,
-            dropout,
+            noise,
             self._mask_seed,
             parameters,
+            keep=keep,
+            all_states=functional.boolean("return_all_states", all_states),
         )
-        if dropout:
+        if noise.is_random:
             self._mask_seed += 1  # not before: a failed call leaves the layer as it was
         return result
 
@@ -286,12 +381,14 @@ class Recurrent(Generic[State]):
         state: State | None = None,
         lengths: ArrayLike | None = None,
         resets: ArrayLike | None = None,
-    ) -> tuple[FloatArray, State, functional.Tape]:
+        *,
+        return_all_states: bool = False,
+    ) -> Any:
         """Run over whole sequences, and keep what `backward` needs.
 
         Parameters
         ----------
-        x, state, lengths, resets
+        x, state, lengths, resets, return_all_states
             As in a call of the layer. The tape refers to a contiguous `x` and copies any other:
             leave it unchanged until `backward`, which raises where it is not.
 
@@ -305,11 +402,13 @@ class Recurrent(Generic[State]):
         tape : Tape
             What `backward` needs: the gates, cell states and outputs of every step.
             ``tape.nbytes`` is its size. Several can be open.
+        states : ndarray, or a pair of them (h, c) for `LSTM`
+            With `return_all_states`: as a call returns them.
 
         Notes
         -----
-        Bit for bit the result of a call. In training mode dropout is on, with the same mask in
-        `backward`.
+        Bit for bit the result of a call. In training mode all that is random is on, with the same masks
+        in `backward`.
 
         Examples
         --------
@@ -323,9 +422,7 @@ class Recurrent(Generic[State]):
         True
         """
         parameters = tuple(self._parameters.values())
-        result: tuple[FloatArray, State, functional.Tape]
-        result = self._run(x, state, lengths, resets, parameters)
-        return result
+        return self._run(x, state, lengths, resets, return_all_states, parameters, keep=True)
 
     def backward(
         self,
@@ -335,6 +432,7 @@ class Recurrent(Generic[State]):
         retain: bool = False,
         *,
         input_grad: bool = True,
+        grad_states: Any = None,
     ) -> Gradients:
         """Backpropagate through time: differentiate the call of `forward` that made a tape.
 
@@ -354,6 +452,9 @@ class Recurrent(Generic[State]):
         input_grad : bool, default True
             Whether dL/d(input) is wanted. Of a network's first layer it rarely is, and it is a
             sixth of the work of a training step where I = H.
+        grad_states : array, or a pair of them (h, c) for `LSTM`, optional
+            Gradient of the states of every step, as `forward` returns them on request; zero by
+            default.
 
         Returns
         -------
@@ -401,12 +502,13 @@ class Recurrent(Generic[State]):
             grad_state,
             retain=functional.boolean("retain", retain),
             input_grad=functional.boolean("input_grad", input_grad),
+            grad_states=grad_states,
         )
         named = dict(zip(self._parameters, gradients, strict=True))
         return Gradients(grad_input, grad_initial, named)
 
     def step(self, x: SupportsArray, state: State | None = None) -> tuple[FloatArray, State]:
-        """Run one step, without dropout: the fast way to stream, in evaluation mode.
+        """Run one step, without anything random: the fast way to stream, in evaluation mode.
 
         Parameters
         ----------
@@ -579,15 +681,14 @@ class Recurrent(Generic[State]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_engine"], state["_step"]
+        del state["_engine"], state["_step"]  # made anew
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # Copies, because an array that was pickled read-only can never be made writable.
         self._parameters = self.state_dict()
-        self._engine = self._make_engine()
-        self._step = self._engine.step
+        self._start_engine()
         self.train(self._training)
 
 
@@ -602,7 +703,9 @@ class RNN(Recurrent[ndarray[Any, Any]]):
         As in `fastrnn.recurrent.Recurrent`.
     nonlinearity : {"tanh", "relu", "sigmoid"}, default "tanh"
         The function f.
-    merge, residual, seed, dtype, device
+    merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
+        As in `fastrnn.recurrent.Recurrent`.
+    seed, dtype, device
         As in `fastrnn.recurrent.Recurrent`.
     init : {"torch", "glorot", "he", "orthogonal", "identity"}, default "torch"
         How parameters start. ``"identity"`` with ``nonlinearity="relu"`` is the IRNN of [1]_.
@@ -635,6 +738,11 @@ class RNN(Recurrent[ndarray[Any, Any]]):
         *,
         merge: str = "concat",
         residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_drop: float = 0.0,
         init: str = "torch",
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
@@ -654,6 +762,11 @@ class RNN(Recurrent[ndarray[Any, Any]]):
             bidirectional,
             merge=merge,
             residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            zoneout=zoneout,
+            weight_drop=weight_drop,
             init=init,
             seed=seed,
             dtype=dtype,
@@ -674,11 +787,17 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         As in `fastrnn.recurrent.Recurrent`.
     proj_size : int, default 0
         Projected units P < H, 0 for no projection: h_t = W_hr·(o * tanh(c_t)) [3]_.
-    merge, residual, init, seed, dtype, device
+    merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
+        As in `fastrnn.recurrent.Recurrent`.
+    init, seed, dtype, device
         As in `fastrnn.recurrent.Recurrent`.
     peephole : bool, default False
         Whether the gates see the cell [2]_: i and f see c_{t-1}, o sees c_t. Adds the parameters
         ``weight_peep_l{k}`` (3, H), in the order i, f, o.
+    coupled : bool, default False
+        Whether f = 1 - i [5]_: three gates i, g, o, a quarter less work. Peepholes are then (2, H).
+    clip : float, optional
+        Bound of ``|c_t|`` [3]_; no gradient passes where it acts.
     forget_bias : float, optional
         Initial bias of the forget gates, whatever `init`; 1 helps to remember [4]_.
 
@@ -691,6 +810,8 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
            architectures for large vocabulary speech recognition. arXiv:1402.1128, 2014.
     .. [4] R. Jozefowicz, W. Zaremba, I. Sutskever. An empirical exploration of recurrent network
            architectures. ICML 2015.
+    .. [5] K. Greff, R. K. Srivastava, J. Koutník, B. R. Steunebrink, J. Schmidhuber. LSTM: a search
+           space odyssey. IEEE Transactions on Neural Networks and Learning Systems 28(10), 2017.
 
     Examples
     --------
@@ -712,8 +833,15 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         proj_size: int = 0,
         *,
         peephole: bool = False,
+        coupled: bool = False,
+        clip: float | None = None,
         merge: str = "concat",
         residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_drop: float = 0.0,
         init: str = "torch",
         forget_bias: float | None = None,
         seed: int | np.random.Generator | None = None,
@@ -721,8 +849,12 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         device: str = "cpu",
     ) -> None:
         self.peephole = functional.boolean("peephole", peephole)
+        self.coupled = functional.boolean("coupled", coupled)
+        self.clip = None if clip is None else functional.number("clip", clip)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: expected a number > 0, got {clip}")
         super().__init__(
-            "lstm_peephole" if peephole else "lstm",
+            "lstm" + ("_coupled" if coupled else "") + ("_peephole" if peephole else ""),
             input_size,
             hidden_size,
             num_layers,
@@ -731,8 +863,14 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
             dropout,
             bidirectional,
             proj_size,
+            clip=math.inf if self.clip is None else self.clip,
             merge=merge,
             residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            zoneout=zoneout,
+            weight_drop=weight_drop,
             init=init,
             seed=seed,
             dtype=dtype,
@@ -742,7 +880,24 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
             forget_bias = functional.number("forget_bias", forget_bias)
             if not self.bias:
                 raise ValueError(f"forget_bias: expected None for bias=False, got {forget_bias}")
+            if self.coupled:
+                raise ValueError(
+                    f"forget_bias: expected None for coupled=True, which has no forget gate, got {forget_bias}"
+                )
             initializers.set_forget_bias(self._parameters, self.hidden_size, forget_bias)
+
+
+    @staticmethod
+    def _zoneout(given: Any) -> float | tuple[float, float]:
+        if not isinstance(given, (tuple, list)):
+            return functional.number("zoneout", given, 0, 1)
+        if len(given) != 2:
+            raise ValueError(f"zoneout: expected a number or a pair (h, c), got {len(given)} items")
+        h, c = (functional.number("zoneout", p, 0, 1) for p in given)
+        return h, c
+
+    def _zoneouts(self) -> tuple[float, float]:
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
 
 
 class GRU(Recurrent[ndarray[Any, Any]]):
@@ -756,7 +911,9 @@ class GRU(Recurrent[ndarray[Any, Any]]):
     ----------
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
         As in `fastrnn.recurrent.Recurrent`.
-    merge, residual, init, seed, dtype, device
+    merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
+        As in `fastrnn.recurrent.Recurrent`.
+    init, seed, dtype, device
         As in `fastrnn.recurrent.Recurrent`.
     reset_after : bool, default True
         Whether r acts after the product with W_hn, as in torch. False is the original unit,
@@ -789,6 +946,11 @@ class GRU(Recurrent[ndarray[Any, Any]]):
         reset_after: bool = True,
         merge: str = "concat",
         residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_drop: float = 0.0,
         init: str = "torch",
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
@@ -806,6 +968,11 @@ class GRU(Recurrent[ndarray[Any, Any]]):
             bidirectional,
             merge=merge,
             residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            zoneout=zoneout,
+            weight_drop=weight_drop,
             init=init,
             seed=seed,
             dtype=dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 _PLAIN = (torch.Tensor, nn.Parameter)
+_SILENCE = functional.Noise()
 
 
 def _kernels_have(*tensors: Tensor | None) -> bool:
@@ -77,11 +79,12 @@ def _parts(state: Any, has_cell_state: bool) -> tuple[Any, Any] | None:
     return None
 
 
-def _fx_leaf(module: nn.Module, input: Any, hx: Any) -> Any:
+def _fx_leaf(module: nn.Module, input: Any, hx: Any, **options: Any) -> Any:
     """Record a call for torch.fx, which does not look into torch.nn's modules either."""
     tracer = input.tracer
     arguments = (input,) if hx is None else (input, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
+    given = {name: v for name, v in options.items() if v is not None and v is not False}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, given)
 
 
 class _Kernels:
@@ -128,7 +131,23 @@ class Sequence(_Kernels, nn.RNNBase):
     # Of instances that torch.nn made, too: `replace` changes nothing but their class.
     merge: str = "concat"
     residual: bool = False
-    _EXTRAS: ClassVar[tuple[str, ...]] = ("merge", "residual")
+    layer_norm: bool = False
+    recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
+    weight_drop: float = 0.0
+    zoneout: float | tuple[float, float] = 0.0
+    clip: float | None = None
+    forget_bias: float | None = None
+    _OWN: ClassVar[tuple[str, ...]] = ()  # extras of one class
+    _SHARED: ClassVar[tuple[str, ...]] = (
+        "merge",
+        "residual",
+        "layer_norm",
+        "recurrent_dropout",
+        "input_dropout",
+        "weight_drop",
+        "zoneout",
+    )
 
     def _cell(self) -> str:
         raise NotImplementedError
@@ -144,33 +163,85 @@ class Sequence(_Kernels, nn.RNNBase):
             self.bias,
             self.merge,
             self.residual,
+            self.layer_norm,
+            math.inf if self.clip is None else self.clip,
         )
 
     def _weights(self) -> list[Tensor]:
         return self._tensors_of(self._flat_weights_names)
 
-    def _set_extras(self, merge: str, residual: bool) -> None:
+    def _set_extras(
+        self,
+        *,
+        merge: str = "concat",
+        residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+    ) -> None:
         self.merge = functional.choice("merge", merge, functional.MERGES)
         self.residual = functional.boolean("residual", residual)
-        spec = self._spec()
-        if spec.directions == 1 or spec.merge == "concat":
+        self.layer_norm = functional.boolean("layer_norm", layer_norm)
+        self.recurrent_dropout = functional.number("recurrent_dropout", recurrent_dropout, 0, 1)
+        self.input_dropout = functional.number("input_dropout", input_dropout, 0, 1)
+        self.weight_drop = functional.number("weight_drop", weight_drop, 0, 1)
+        self.zoneout = self._zoneout_of(zoneout)
+        if self._extras():
+            self._make_parameters()
+
+    def _zoneout_of(self, zoneout: Any) -> float | tuple[float, float]:
+        return functional.number("zoneout", zoneout, 0, 1)
+
+    def _make_parameters(self) -> None:
+        """Make what torch's class has not made, or not in the shape that the extras ask for."""
+        shapes = functional.Engine(*self._spec(), "float32").parameter_shapes
+        made = {name: parameter.shape for name, parameter in self.named_parameters()}
+        if made == shapes:
             return
-        for layer in range(1, self.num_layers):  # which read a narrower output
-            for suffix in ("", "_reverse"):
-                name = f"weight_ih_l{layer}{suffix}"
-                weight: Tensor = getattr(self, name)
-                narrow = weight.detach().new_empty(weight.shape[0], spec.output_size)
-                setattr(self, name, nn.Parameter(narrow))
+        like = next(self.parameters()).detach()
+        for name, shape in shapes.items():
+            if made.get(name) != shape:
+                setattr(self, name, nn.Parameter(like.new_empty(shape)))
+        names, count = list(shapes), self._spec().parameters_per_direction
+        self._all_weights = [names[i : i + count] for i in range(0, len(names), count)]
+        self._flat_weights_names = names
+        self._init_flat_weights()
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw parameters as torch's module does; norms start with gains of 1 and biases of 0."""
+        super().reset_parameters()
+        self._set_constants()
+
+    def _set_constants(self) -> None:
+        """Set the parameters that do not start at random."""
+        H = self.hidden_size
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("norm_"):
+                    parameter.fill_(float("weight" in name))
+                elif self.forget_bias is not None and name.startswith("bias_"):
+                    # Gate order i, f, g, o; the two biases are added.
+                    parameter[H : 2 * H] = self.forget_bias if name.startswith("bias_ih") else 0.0
+
+    def flatten_parameters(self) -> None:
+        """Have cuDNN's layout where cuDNN runs the module, which has none of the extras."""
+        if not self._extras():
+            super().flatten_parameters()
 
     def _extras(self) -> dict[str, Any]:
         """Options of this network that torch.nn does not have."""
-        given = {name: getattr(self, name) for name in self._EXTRAS}
+        given = {name: getattr(self, name) for name in (*self._OWN, *self._SHARED)}
         return {name: value for name, value in given.items() if value != getattr(type(self), name)}
 
     def extra_repr(self) -> str:
         """Show the options that torch's module does not have, too."""
-        extras = (f"{name}={value!r}" for name, value in self._extras().items())
+        shown = self._extras()
+        if self.forget_bias is not None:
+            shown["forget_bias"] = self.forget_bias
+        extras = (f"{name}={value!r}" for name, value in shown.items())
         return ", ".join((super().extra_repr(), *extras))
 
     def forward(
@@ -180,7 +251,8 @@ class Sequence(_Kernels, nn.RNNBase):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, Any]:
+        return_all_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run over whole sequences.
 
         Parameters
@@ -194,14 +266,26 @@ class Sequence(_Kernels, nn.RNNBase):
             the last valid step, and the reverse direction starts there.
         resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
             Where a new sequence begins: the state is zeroed before the step is consumed.
+        return_all_states : bool, default False
+            Whether the states of all steps are wanted.
 
         Returns
         -------
         output, hx
             As of torch's module.
+        states : Tensor (D·L, T, B, R), or a pair of them for `LSTM`
+            With `return_all_states`: the state after each step, (D·L, T, R) for an input without
+            batch, of the reverse direction the one after it has consumed that step; 0 past a row's
+            length. The second of the pair, c, has H units.
         """
         if isinstance(input, Proxy):
-            return _fx_leaf(self, input, hx)
+            return _fx_leaf(
+                *(self, input, hx),
+                lengths=lengths,
+                resets=resets,
+                return_all_states=return_all_states,
+            )
+        every = functional.boolean("return_all_states", return_all_states)
         with_options = lengths is not None or resets is not None
         if with_options and isinstance(input, PackedSequence):
             raise ValueError("input: expected a Tensor beside lengths or resets, got a packed one")
@@ -209,25 +293,32 @@ class Sequence(_Kernels, nn.RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         state = _parts(hx, self.mode == "LSTM")
         if state is None or not isinstance(x, torch.Tensor):
-            return self._refuse(input, hx)
+            return self._refuse(input, hx, every)
         x, h, c = _cast(x, *state, weights)
         if not self._fits(x, h, c, input):
-            return self._refuse(input, hx)
+            return self._refuse(input, hx, every)
         ours = _kernels_have(x, h, c, *weights) and (is_compiling() or not _torch_transforms())
-        if not ours and not with_options and not self._extras():
+        if not ours and not with_options and not every and not self._extras():
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
-            return self._run_packed(input, x, h, c, weights, ours)
+            return self._run_packed(input, x, h, c, weights, ours, every)
         B = 1 if x.dim() == 2 else x.size(0 if self.batch_first else 1)
         call = Call(
             self.batch_first and x.dim() == 3,
             None if lengths is None else _lengths(lengths, x.numel() // max(1, B * x.size(-1)), B),
             None if resets is None else _resets(resets, x),
-            *self._dropout(),
+            *self._noise(),
             exact=self.training,
+            all_states=every,
         )
-        y, *final = self._run(call, x, h, c, weights, ours)
-        return y, tuple(final) if self.mode == "LSTM" else final[0]
+        y, *states = self._run(call, x, h, c, weights, ours)
+        return y, *self._states(states)
+
+    def _states(self, tensors: list[Tensor]) -> list[Any]:
+        """Group the final state and, if they are there, those of all steps."""
+        if self.mode != "LSTM":
+            return tensors
+        return [tuple(tensors[i : i + 2]) for i in range(0, len(tensors), 2)]
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Give torch.jit.script, which cannot compile our kernels, torch's own module."""
@@ -235,9 +326,9 @@ class Sequence(_Kernels, nn.RNNBase):
             raise TypeError(f"torch.jit.script: torch.nn has no {self!r}")
         return _torchs_twin(self)
 
-    def _refuse(self, input: Any, hx: Any) -> Any:
+    def _refuse(self, input: Any, hx: Any, every: bool) -> Any:
         """Have torch say what is wrong, or take what only it can."""
-        if not self._extras():
+        if not self._extras() and not every:
             return super().forward(input, hx)
         raise ValueError(
             f"input, hx: expected a sequence of {self.input_size} inputs and a state of"
@@ -264,10 +355,25 @@ class Sequence(_Kernels, nn.RNNBase):
             return False
         return c is None or c.shape == (chains, *rows, spec.hidden_size)
 
-    def _dropout(self) -> tuple[float, Any]:
-        if not self.training or not self.dropout or self.num_layers == 1:
-            return 0.0, 0
-        return self.dropout, ops.draw_seed()
+    def _noise(self) -> tuple[functional.Noise, Any]:
+        """Say what is random in a call, and draw the one seed of all its masks."""
+        zoneout = self.zoneout
+        dropout = self.dropout if self.num_layers > 1 else 0.0
+        if not (
+            zoneout or dropout or self.input_dropout or self.recurrent_dropout or self.weight_drop
+        ):
+            return _SILENCE, 0  # at once, as for most modules
+        zoneout_h, zoneout_c = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
+        noise = functional.Noise(
+            dropout=dropout,
+            input_dropout=self.input_dropout,
+            recurrent_dropout=self.recurrent_dropout,
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c if self.mode == "LSTM" else 0.0,
+            weight_drop=self.weight_drop,
+            training=self.training,
+        )
+        return (noise, ops.draw_seed()) if noise.is_random else (noise.evaluated(), 0)
 
     def _run(
         self, call: Call, x: Tensor, h: Any, c: Any, weights: list[Tensor], ours: bool
@@ -286,7 +392,8 @@ class Sequence(_Kernels, nn.RNNBase):
         c: Any,
         weights: list[Tensor],
         ours: bool,
-    ) -> tuple[Any, Any]:
+        every: bool,
+    ) -> tuple[Any, ...]:
         """Run with lengths."""
         _, batch_sizes, sorted_indices, unsorted_indices = packed
         rows = Packed.of(batch_sizes)
@@ -294,18 +401,24 @@ class Sequence(_Kernels, nn.RNNBase):
             state = h if c is None else (h, c)
             state = self.permute_hidden(state, sorted_indices)
             h, c = (state, None) if c is None else state
-        dropout, seed = self._dropout()
+        noise, seed = self._noise()
         call = Call(
-            lengths=rows.lengths, dropout=dropout, seed=seed, packed=rows, exact=self.training
+            lengths=rows.lengths,
+            noise=noise,
+            seed=seed,
+            packed=rows,
+            exact=self.training,
+            all_states=every,
         )
         if is_compiling():
             data, call = rows.pad(data), call._replace(packed=None)
-        y, *final = self._run(call, data, h, c, weights, ours)
+        y, *tensors = self._run(call, data, h, c, weights, ours)
         output = PackedSequence(
             rows.rows(y) if is_compiling() else y, batch_sizes, sorted_indices, unsorted_indices
         )
-        state = tuple(final) if self.mode == "LSTM" else final[0]
-        return output, self.permute_hidden(state, unsorted_indices)
+        if unsorted_indices is not None:
+            tensors = [part.index_select(-2, unsorted_indices) for part in tensors]
+        return output, *self._states(tensors)
 
 
 def _described(value: Any) -> str:
@@ -337,6 +450,13 @@ def _resets(resets: Any, x: Tensor) -> Tensor:
     return resets.clone()
 
 
+def _positive(name: str, value: Any) -> float:
+    given = functional.number(name, value)
+    if not given > 0:
+        raise ValueError(f"{name}: expected a number > 0, got {given}")
+    return given
+
+
 def _torchs_twin(module: nn.Module) -> nn.Module:
     """Torch's own module with the same parameters."""
     twin = copy.copy(module)
@@ -353,15 +473,32 @@ class RNN(Sequence, nn.RNN):
     ----------
     *args, **kwargs
         Of ``torch.nn.RNN``.
-    merge, residual
+    merge, residual, layer_norm, recurrent_dropout, input_dropout, weight_drop, zoneout
         As of `fastrnn.RNN`.
     """
 
     def __init__(
-        self, *args: Any, merge: str = "concat", residual: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        merge: str = "concat",
+        residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._set_extras(merge, residual)
+        self._set_extras(
+            merge=merge,
+            residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+        )
 
     def _cell(self) -> str:
         return "rnn_relu" if self.mode == "RNN_RELU" else "rnn_tanh"
@@ -374,7 +511,9 @@ class LSTM(Sequence, nn.LSTM):
     ----------
     *args, **kwargs
         Of ``torch.nn.LSTM``.
-    peephole, merge, residual
+    peephole, coupled, clip, forget_bias
+        As of `fastrnn.LSTM`.
+    merge, residual, layer_norm, recurrent_dropout, input_dropout, weight_drop, zoneout
         As of `fastrnn.LSTM`.
 
     Examples
@@ -387,34 +526,59 @@ class LSTM(Sequence, nn.LSTM):
     """
 
     peephole: bool = False
-    _EXTRAS = ("peephole", "merge", "residual")
+    coupled: bool = False
+    _OWN = ("peephole", "coupled", "clip")
 
     def __init__(
         self,
         *args: Any,
         peephole: bool = False,
+        coupled: bool = False,
+        clip: float | None = None,
+        forget_bias: float | None = None,
         merge: str = "concat",
         residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if functional.boolean("peephole", peephole):
-            self._add_peepholes()
-        self._set_extras(merge, residual)
+        self.peephole = functional.boolean("peephole", peephole)
+        self.coupled = functional.boolean("coupled", coupled)
+        self.clip = None if clip is None else _positive("clip", clip)
+        if forget_bias is not None:
+            self._set_forget_bias(functional.number("forget_bias", forget_bias))
+        self._set_extras(
+            merge=merge,
+            residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+        )
 
-    def _add_peepholes(self) -> None:
-        self.peephole = True
-        bound = self.hidden_size**-0.5
-        for names in self._all_weights:
-            name = names[0].replace("weight_ih", "weight_peep")
-            weight = getattr(self, names[1]).detach().new_empty(3, self.hidden_size)
-            setattr(self, name, nn.Parameter(weight.uniform_(-bound, bound)))
-            names.append(name)
-        self._flat_weights_names = [name for names in self._all_weights for name in names]
-        self._init_flat_weights()
+    def _set_forget_bias(self, value: float) -> None:
+        for name, unfit in (("coupled", self.coupled), ("bias", not self.bias)):
+            if unfit:
+                given = f"{name}={getattr(self, name)}"
+                raise ValueError(f"forget_bias: expected None for {given}, got {value}")
+        self.forget_bias = value
+        self._set_constants()
+
+    def _zoneout_of(self, zoneout: Any) -> float | tuple[float, float]:
+        if not isinstance(zoneout, (tuple, list)):
+            return super()._zoneout_of(zoneout)
+        if len(zoneout) != 2:
+            raise ValueError(f"zoneout: expected a number or a pair (h, c), got {zoneout!r}")
+        h, c = (functional.number("zoneout", part, 0, 1) for part in zoneout)
+        return h if h == c else (h, c)
 
     def _cell(self) -> str:
-        return "lstm_peephole" if self.peephole else "lstm"
+        return "lstm" + "_coupled" * self.coupled + "_peephole" * self.peephole
 
 
 class GRU(Sequence, nn.GRU):
@@ -424,12 +588,12 @@ class GRU(Sequence, nn.GRU):
     ----------
     *args, **kwargs
         Of ``torch.nn.GRU``.
-    reset_after, merge, residual
+    reset_after, merge, residual, layer_norm, recurrent_dropout, input_dropout, weight_drop, zoneout
         As of `fastrnn.GRU`.
     """
 
     reset_after: bool = True
-    _EXTRAS = ("reset_after", "merge", "residual")
+    _OWN = ("reset_after",)
 
     def __init__(
         self,
@@ -437,11 +601,24 @@ class GRU(Sequence, nn.GRU):
         reset_after: bool = True,
         merge: str = "concat",
         residual: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.reset_after = functional.boolean("reset_after", reset_after)
-        self._set_extras(merge, residual)
+        self._set_extras(
+            merge=merge,
+            residual=residual,
+            layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+        )
 
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_reset_before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from fastrnn.torch import composite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -72,11 +74,12 @@ class Call(NamedTuple):
     batch_first: bool = False
     lengths: Tensor | None = None
     resets: Tensor | None = None  # laid out as the input
-    dropout: float = 0.0
+    noise: functional.Noise = functional.Noise()
     seed: Any = 0  # a Tensor while torch traces
     packed: Packed | None = None  # how the rows of x, (sum of lengths, I), are to be laid out
     cell: bool = False  # one step of x (B, I) or (I,) and states of as many axes
     exact: bool = True  # whether packed weights are used again only if no value has changed
+    all_states: bool = False  # whether the states of all steps are results, too
 
 
 class Network:
@@ -111,7 +114,7 @@ class Network:
     def __call__(
         self, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Run over whole sequences: y, h and, of an LSTM, c."""
+        """Run over whole sequences: y, h and, of an LSTM, c; then those of all steps, if wanted."""
         if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
             result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
             return result
@@ -164,8 +167,8 @@ class Network:
         h0: Tensor | None,
         c0: Tensor | None,
         weights: Sequence[Tensor],
-    ) -> tuple[FloatArray, Any, Tape]:
-        """Run as a call does, and keep what backward needs."""
+    ) -> tuple[Any, ...]:
+        """Run as a call does, and keep what backward needs: y, state, tape and any states."""
         return _forward(self.engine(x.dtype), call, x, h0, c0, weights, keep=True)
 
     def composite(
@@ -177,7 +180,7 @@ class Network:
         weights: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """Run as torch operations over `x` of any layout."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             if call.packed:
                 x = call.packed.pad(x)
             if call.cell:
@@ -190,28 +193,57 @@ class Network:
             elif call.batch_first:
                 x = x.transpose(0, 1)
                 resets = None if resets is None else resets.transpose(0, 1)
-            masks = self._masks(call, x)
-            y, h, c = composite.run(self.spec, x, h0, c0, weights, call.lengths, resets, masks)
+            y, *states = composite.run(
+                self.spec,
+                x,
+                h0,
+                c0,
+                weights,
+                call.lengths,
+                resets,
+                _masks(call, x) if any(call.noise) else None,
+                call.all_states,
+            )
+            if not self.spec.has_cell_state:
+                states = states[::2]
             if not batched:
-                y, h, c = y[:, 0], h[:, 0], c[:, 0]
+                y, states = y[:, 0], [part.select(-2, 0) for part in states]
             elif call.batch_first:
                 y = y.transpose(0, 1)
             if call.packed:
                 y = call.packed.rows(y)
-        outputs = (y, h, c) if self.spec.has_cell_state else (y, h)
-        return tuple(part[0] for part in outputs[1:]) if call.cell else outputs
+        return tuple(part[0] for part in states) if call.cell else (y, *states)
 
-    def _masks(self, call: Call, x: Tensor) -> list[Tensor]:
-        """Those that the kernels draw."""
-        if not call.dropout:
-            return []
-        shape = (*x.shape[:2], self.spec.output_size)
-        masks = (
-            functional.dropout_mask(shape, call.dropout, call.seed, layer)
-            for layer in range(self.spec.num_layers - 1)
-        )
-        scale = 1 / (1 - call.dropout) if call.dropout < 1 else 0.0
-        return [torch.from_numpy(mask != 0).to(x.device, x.dtype) * scale for mask in masks]
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):  # as for "meta"
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _masks(call: Call, x: Tensor) -> composite.Masks:
+    """Those that the kernels draw, like `x`."""
+    noise = call.noise
+
+    def mask(kind: Any, shape: tuple[int, ...], layer: int, direction: int) -> Any:
+        probability = getattr(noise, _PROBABILITIES.get(kind, kind))
+        if not probability:
+            return None
+        zoneout = kind.startswith("zoneout")
+        if zoneout and not noise.training:
+            return probability  # what the mask is on average
+        drawn = functional.mask(kind, shape, probability, call.seed, layer, direction)
+        scale = 1.0 if zoneout or probability == 1 else 1 / (1 - probability)
+        return torch.from_numpy(drawn != 0).to(x.device, x.dtype) * scale
+
+    return mask
+
+
+_PROBABILITIES = {  # what `functional.mask` calls otherwise
+    "input": "input_dropout",
+    "recurrent": "recurrent_dropout",
+    "weight": "weight_drop",
+}
 
 
 def _with_axis(tensor: Tensor | None) -> Tensor | None:
@@ -239,12 +271,17 @@ def _state(h: Tensor | None, c: Tensor | None) -> Any:
     return _array(h) if c is None else (_array(h), _array(c))
 
 
-def _outputs(call: Call, array: FloatArray, state: Any) -> tuple[Tensor, ...]:
-    parts = state if isinstance(state, tuple) else (state,)
+def _outputs(call: Call, array: FloatArray, *states: Any) -> tuple[Tensor, ...]:
+    """Of the final state and, if wanted, those of all steps."""
+    parts = [part for state in states for part in _parts(state)]
     if call.cell:
         return tuple(torch.from_numpy(part[0]) for part in parts)
     y, *final = map(torch.from_numpy, (array, *parts))
     return (y if call.packed is None else call.packed.rows(y), *final)
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
 
 
 def _laid_out(call: Call, x: Tensor) -> Tensor:
@@ -273,7 +310,8 @@ def _forward(
     if call.cell:
         h0, c0 = _with_axis(h0), _with_axis(c0)
     arrays = _arrays(weights)
-    if not (READS_TENSORS or keep):
+    given = keep or call.noise.weight_drop > 0  # of which other weights are made than packed ones
+    if not (READS_TENSORS or given):
         engine.pack(arrays)
     return engine.forward(
         _array(_laid_out(call, x)),
@@ -281,13 +319,14 @@ def _forward(
         _array(call.lengths),
         _array(call.resets),
         call.batch_first,
-        call.dropout,
+        call.noise,
         call.seed,
         keep,
-        arrays if keep and not READS_TENSORS else None,
+        arrays if given and not READS_TENSORS else None,
         False,  # torch's version counters guard what a tape refers to
         arrays if READS_TENSORS else None,
         call.exact or keep,
+        call.all_states,
     )
 
 
@@ -319,8 +358,8 @@ class _Differentiable(torch.autograd.Function):
         ctx.network, ctx.call, ctx.kept = network, call, None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights)
-        y, state, tape = network.keep(call, x, h0, c0, weights)
-        outputs = _outputs(call, y, state)
+        y, state, tape, *states = network.keep(call, x, h0, c0, weights)
+        outputs = _outputs(call, y, state, *states)
         # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             ctx.kept = Kept(tape, outputs[0])  # which for cells and packed rows is a copy
@@ -520,7 +559,7 @@ def gradients(
     kept: Kept | None,
     needs_x: bool,
 ) -> list[Tensor | None]:
-    """Gradients of x, h0, c0 and the weights, from those of y, h and, of an LSTM, c.
+    """Gradients of x, h0, c0 and the weights, from those of what the call gave.
 
     Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
     """
@@ -531,18 +570,27 @@ def gradients(
         tape = kept.tape
     else:
         # A second backward, or an output that was changed in place: the same bits once more.
-        _, _, tape = network.keep(call, x, h0, c0, weights)
+        tape = network.keep(call, x, h0, c0, weights)[2]
     grads = [None if grad is None else grad.resolve_neg() for grad in grads]
     if call.cell:
         grads = (None, *map(_with_axis, grads))
     if call.packed and grads[0] is not None:
         grads = (call.packed.pad(grads[0], fill=None), *grads[1:])
-    grad_y, grad_h, *grad_c = map(_array, grads)
-    grad_state = (grad_h, grad_c[0]) if grad_c else grad_h
+    grad_y, *rest = map(_array, grads)
+    pair = network.spec.has_cell_state
+    grad_state, *grad_states = zip(rest[::2], rest[1::2], strict=True) if pair else rest
     grad_x, grad_initial, found = engine.backward(
-        tape, _arrays(weights), grad_y, grad_state, False, needs_x, x_array, True
+        tape,
+        _arrays(weights),
+        grad_y,
+        grad_state,
+        False,
+        needs_x,
+        x_array,
+        True,
+        grad_states[0] if grad_states else None,
     )
-    grad_h0, grad_c0 = grad_initial if grad_c else (grad_initial, None)
+    grad_h0, grad_c0 = grad_initial if pair else (grad_initial, None)
     arrays = [grad_x, grad_h0, grad_c0, *found]
     if call.cell:
         arrays[:3] = (None if array is None else array[0] for array in arrays[:3])

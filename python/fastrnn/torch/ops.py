@@ -5,23 +5,23 @@ They have no state: backward runs the forward kernels once more instead of keepi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from fastrnn import functional
 from fastrnn.torch.composite import Spec
 from fastrnn.torch.network import Call, Network, gradients
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["draw_seed", "run"]
 
 
 def draw_seed() -> Tensor:
-    """Take a seed for dropout masks from torch's generator, in a way that can be traced."""
+    """Take the seed of a call's masks from torch's generator, in a way that can be traced."""
     return torch.randint(2**62, (), dtype=torch.int64)
 
 
@@ -30,7 +30,14 @@ def _network(spec: Spec) -> Network:
     return Network(spec)
 
 
-def _spec(cell: str, sizes: Sequence[int], flags: Sequence[bool], merge: str) -> Spec:
+def _spec(
+    cell: str,
+    sizes: Sequence[int],
+    flags: Sequence[bool],
+    merge: str,
+    layer_norm: bool,
+    clip: float | None,
+) -> Spec:
     input_size, hidden_size, num_layers, proj_size = sizes
     bidirectional, bias, residual = flags
     return Spec(
@@ -43,7 +50,24 @@ def _spec(cell: str, sizes: Sequence[int], flags: Sequence[bool], merge: str) ->
         bias,
         merge,
         residual,
+        layer_norm,
+        math.inf if clip is None else clip,
     )
+
+
+def _call(
+    batch_first: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
+    noise: Sequence[float] | None,
+    all_states: bool,
+) -> Call:
+    """Of what the operators are given: `noise` is what follows `dropout`; a seed means training."""
+    given = functional.Noise._make((dropout, *(noise or (0.0,) * 5), seed is not None))
+    number = 0 if seed is None else int(seed)
+    return Call(batch_first, lengths, resets, given, number, all_states=all_states)
 
 
 @torch.library.custom_op("fastrnn::run", mutates_args=(), device_types="cpu")
@@ -61,12 +85,16 @@ def _run(
     merge: str,
     batch_first: bool,
     dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    network = _network(_spec(cell, sizes, flags, merge))
-    call = Call(batch_first, lengths, resets, dropout, 0 if seed is None else int(seed))
+    *,
+    noise: Optional[Sequence[float]] = None,  # noqa: UP045
+    layer_norm: bool = False,
+    clip: Optional[float] = None,  # noqa: UP045
+    all_states: bool = False,
+) -> list[Tensor]:
+    network = _network(_spec(cell, sizes, flags, merge, layer_norm, clip))
+    call = _call(batch_first, lengths, resets, seed, dropout, noise, all_states)
     with torch.no_grad():
-        y, h, *c = network(call, x, h0, c0, weights)
-    return y, h, c[0] if c else x.new_empty(0)
+        return list(network(call, x, h0, c0, weights))
 
 
 @_run.register_fake
@@ -84,21 +112,26 @@ def _(
     merge: str,
     batch_first: bool,
     dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    spec = _spec(cell, sizes, flags, merge)
+    *,
+    noise: Sequence[float] | None = None,
+    layer_norm: bool = False,
+    clip: float | None = None,
+    all_states: bool = False,
+) -> list[Tensor]:
+    spec = _spec(cell, sizes, flags, merge, layer_norm, clip)
     rows = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
     chains = spec.num_layers * spec.directions
-    y = x.new_empty(*x.shape[:-1], spec.output_size)
-    h = x.new_empty(chains, *rows, spec.state_size)
-    c = x.new_empty(chains, *rows, spec.hidden_size) if spec.has_cell_state else x.new_empty(0)
-    return y, h, c
+    widths = [spec.state_size, *([spec.hidden_size] if spec.has_cell_state else [])]
+    leads = [(chains,), *([(chains, x.shape[1 if batch_first else 0])] if all_states else [])]
+    return [
+        x.new_empty(*x.shape[:-1], spec.output_size),
+        *(x.new_empty(*lead, *rows, width) for lead in leads for width in widths),
+    ]
 
 
 @torch.library.custom_op("fastrnn::run_backward", mutates_args=(), device_types="cpu")
 def _run_backward(
-    grad_y: Tensor,
-    grad_h: Tensor,
-    grad_c: Optional[Tensor],  # noqa: UP045
+    grads: list[Tensor],
     x: Tensor,
     h0: Optional[Tensor],  # noqa: UP045
     c0: Optional[Tensor],  # noqa: UP045
@@ -112,43 +145,51 @@ def _run_backward(
     merge: str,
     batch_first: bool,
     dropout: float,
+    *,
+    noise: Optional[Sequence[float]] = None,  # noqa: UP045
+    layer_norm: bool = False,
+    clip: Optional[float] = None,  # noqa: UP045
+    all_states: bool = False,
 ) -> list[Tensor]:
-    network = _network(_spec(cell, sizes, flags, merge))
-    call = Call(batch_first, lengths, resets, dropout, 0 if seed is None else int(seed))
-    grads = (grad_y, grad_h, *(() if grad_c is None else (grad_c,)))
+    network = _network(_spec(cell, sizes, flags, merge, layer_norm, clip))
+    call = _call(batch_first, lengths, resets, seed, dropout, noise, all_states)
     found = gradients(network, call, x, h0, c0, weights, grads, None, True)
     return [gradient for gradient in found if gradient is not None]  # all but c0's
 
 
 @_run_backward.register_fake
 def _(
-    grad_y: Tensor,
-    grad_h: Tensor,
-    grad_c: Tensor | None,
+    grads: list[Tensor],
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    cell: str,
     *_: Any,
+    **__: Any,
 ) -> list[Tensor]:
-    state = (grad_h,) if grad_c is None else (grad_h, grad_c)
-    like = (x, *state, *weights)
+    states = grads[1 : 3 if cell.startswith("lstm") else 2]
+    like = (x, *states, *weights)
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: list[Tensor]
+) -> None:
     x, h0, c0, weights, lengths, resets, seed, *options = inputs
     ctx.save_for_backward(x, h0, c0, lengths, resets, seed, *weights)
-    ctx.options = options
+    ctx.options, ctx.extras = options, keyword_only_inputs
 
 
-def _backward(ctx: Any, grad_y: Tensor, grad_h: Tensor, grad_c: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     x, h0, c0, lengths, resets, seed, *weights = ctx.saved_tensors
-    has_cell_state = ctx.options[0].startswith("lstm")
     grad_x, grad_h0, *rest = torch.ops.fastrnn.run_backward(
-        *(grad_y, grad_h, grad_c if has_cell_state else None),
-        *(x, h0, c0, weights, lengths, resets, seed, *ctx.options),
+        *(grads, x, h0, c0, weights, lengths, resets, seed, *ctx.options), **ctx.extras
     )
+    has_cell_state = ctx.options[0].startswith("lstm")
     grad_c0 = rest.pop(0) if has_cell_state else None
     state = (None if h0 is None else grad_h0, None if c0 is None else grad_c0)
     return (grad_x, *state, rest, None, None, None, *(None for _ in ctx.options))
@@ -161,12 +202,17 @@ def run(
     spec: Spec, call: Call, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
 ) -> tuple[Tensor, ...]:
     """Run over whole sequences as `Network` does, by operators that can be traced."""
-    y, h, c = torch.ops.fastrnn.run(
+    dropout, *noise, training = call.noise
+    outputs = torch.ops.fastrnn.run(
         *(x, h0, c0, weights, call.lengths, call.resets),
-        call.seed if call.dropout else None,
+        call.seed if training else None,
         spec.cell,
         [spec.input_size, spec.hidden_size, spec.num_layers, spec.proj_size],
         [spec.bidirectional, spec.bias, spec.residual],
-        *(spec.merge, call.batch_first, call.dropout),
+        *(spec.merge, call.batch_first, dropout),
+        noise=noise if any(noise) else None,
+        layer_norm=spec.layer_norm,
+        clip=None if spec.clip == math.inf else spec.clip,
+        all_states=call.all_states,
     )
-    return (y, h, c) if spec.has_cell_state else (y, h)
+    return tuple(outputs)

@@ -1,0 +1,89 @@
+// Random masks: sixteen counters of random.h's generator at once.
+#pragma once
+
+#include "kernels.h"
+#include "random.h"
+#include "simd.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+// Sixteen 32-bit words, in registers of whatever size the target has.
+struct Words {
+  static constexpr int count = 16;
+  using Raw __attribute__((vector_size(64))) = std::uint32_t;
+  using Wide __attribute__((vector_size(64))) = std::uint64_t;
+  Raw raw;
+};
+
+// High and low halves of the products of all words and a constant.
+FASTRNN_INLINE void multiply_words(Words::Raw x, std::uint32_t factor, Words::Raw& high, Words::Raw& low) {
+  const auto pairs = reinterpret_cast<Words::Wide>(x);
+#if defined(__AVX512F__)
+  constexpr auto all = static_cast<__mmask8>(-1);
+  const __m512i f = _mm512_set1_epi64(factor);
+  const auto even =
+      reinterpret_cast<Words::Wide>(_mm512_maskz_mul_epu32(all, reinterpret_cast<__m512i>(pairs), f));
+  const auto odd =
+      reinterpret_cast<Words::Wide>(_mm512_maskz_mul_epu32(all, reinterpret_cast<__m512i>(pairs >> 32), f));
+#else
+  const Words::Wide even = (pairs & 0xFFFFFFFFu) * std::uint64_t{factor};
+  const Words::Wide odd = (pairs >> 32) * std::uint64_t{factor};
+#endif
+  constexpr std::uint64_t upper = 0xFFFFFFFF00000000u;
+  high = reinterpret_cast<Words::Raw>((even >> 32) | (odd & upper));
+  low = reinterpret_cast<Words::Raw>((even & ~upper) | (odd << 32));
+}
+
+// The four words of sixteen counters (first + lane, row, step, stream).
+FASTRNN_INLINE void philox(std::uint64_t seed, std::uint32_t first, std::uint32_t row, std::uint32_t step,
+                           std::uint32_t stream, Words::Raw (&word)[4]) {
+  constexpr Words::Raw lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  word[0] = lane + first;
+  word[1] = Words::Raw{} + row;
+  word[2] = Words::Raw{} + step;
+  word[3] = Words::Raw{} + stream;
+  auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < philox_rounds; ++round) {
+    Words::Raw high0, low0, high1, low1;
+    multiply_words(word[0], philox_multiplier0, high0, low0);
+    multiply_words(word[2], philox_multiplier1, high1, low1);
+    word[0] = high1 ^ word[1] ^ key0;
+    word[2] = high0 ^ word[3] ^ key1;
+    word[1] = low1;
+    word[3] = low0;
+    key0 += philox_weyl0;
+    key1 += philox_weyl1;
+  }
+}
+
+template <class T>
+void mask(const MaskArguments<T>& m) {
+  // Of a uniform 32-bit word to be at most this, but for 2^-32.
+  const double most = m.probability * 4294967296.0 - 1;
+  if (most < 0) {
+    for (std::int64_t i = 0; i < m.count; ++i) m.out[i] = m.miss;
+    return;
+  }
+  const auto bound = static_cast<std::uint32_t>(most);
+  const std::int64_t end = m.first + m.count;
+  for (std::int64_t block = m.first / philox_block; block * philox_block < end; ++block) {
+    Words::Raw word[4];
+    philox(m.seed, static_cast<std::uint32_t>(block * Words::count), m.row, m.step, m.stream, word);
+    for (int w = 0; w < 4; ++w) {
+      const std::int64_t unit = block * philox_block + w * Words::count;
+      std::uint32_t words[Words::count];
+      __builtin_memcpy(words, &word[w], sizeof(words));
+      T values[Words::count];
+      for (int lane = 0; lane < Words::count; ++lane) values[lane] = words[lane] <= bound ? m.hit : m.miss;
+      if (unit >= m.first && unit + Words::count <= end) {
+        __builtin_memcpy(m.out + (unit - m.first), values, sizeof(values));
+        continue;
+      }
+      for (int lane = 0; lane < Words::count; ++lane) {
+        if (unit + lane >= m.first && unit + lane < end) m.out[unit + lane - m.first] = values[lane];
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_TARGET
