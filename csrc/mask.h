@@ -11,6 +11,7 @@ namespace fastrnn::FASTRNN_TARGET {
 struct Words {
   static constexpr int count = 16;
   using Raw __attribute__((vector_size(64))) = std::uint32_t;
+  using Signed __attribute__((vector_size(64))) = std::int32_t;
   using Wide __attribute__((vector_size(64))) = std::uint64_t;
   Raw raw;
 };
@@ -56,6 +57,24 @@ FASTRNN_INLINE void philox(std::uint64_t seed, std::uint32_t first, std::uint32_
   }
 }
 
+// Of two values, by words that are all ones or all zeros.
+FASTRNN_INLINE void choose(Words::Signed where, float hit, float miss, float (&values)[Words::count]) {
+  std::int32_t hit_bits, miss_bits;
+  __builtin_memcpy(&hit_bits, &hit, sizeof(hit));
+  __builtin_memcpy(&miss_bits, &miss, sizeof(miss));
+  const Words::Signed chosen = (where & hit_bits) | (~where & miss_bits);
+  __builtin_memcpy(values, &chosen, sizeof(values));
+}
+FASTRNN_INLINE void choose(Words::Signed where, double hit, double miss, double (&values)[Words::count]) {
+  using Halves __attribute__((vector_size(128))) = std::int64_t;
+  std::int64_t hit_bits, miss_bits;
+  __builtin_memcpy(&hit_bits, &hit, sizeof(hit));
+  __builtin_memcpy(&miss_bits, &miss, sizeof(miss));
+  const Halves wide = __builtin_convertvector(where, Halves);
+  const Halves chosen = (wide & hit_bits) | (~wide & miss_bits);
+  __builtin_memcpy(values, &chosen, sizeof(values));
+}
+
 template <class T>
 void mask(const MaskArguments<T>& m) {
   // Of a uniform 32-bit word to be at most this, but for 2^-32.
@@ -71,10 +90,8 @@ void mask(const MaskArguments<T>& m) {
     philox(m.seed, static_cast<std::uint32_t>(block * Words::count), m.row, m.step, m.stream, word);
     for (int w = 0; w < 4; ++w) {
       const std::int64_t unit = block * philox_block + w * Words::count;
-      std::uint32_t words[Words::count];
-      __builtin_memcpy(words, &word[w], sizeof(words));
       T values[Words::count];
-      for (int lane = 0; lane < Words::count; ++lane) values[lane] = words[lane] <= bound ? m.hit : m.miss;
+      choose(word[w] <= bound, m.hit, m.miss, values);
       if (unit >= m.first && unit + Words::count <= end) {
         __builtin_memcpy(m.out + (unit - m.first), values, sizeof(values));
         continue;

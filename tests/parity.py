@@ -557,6 +557,19 @@ def main() -> None:
                 )
         for checked in (check, check_backward):
             checked(cell, rng, T=8, B=4, input_size=11, hidden_size=19, dtype=np.float64)
+        for hidden_size, options in ((21, together(cell)), (33, {"layer_norm": True})):
+            for checked in (check, check_backward):
+                checked(
+                    cell,
+                    rng,
+                    T=4,
+                    B=5,
+                    input_size=9,
+                    hidden_size=hidden_size,
+                    num_layers=2,
+                    bidirectional=True,
+                    **options,
+                )
     for cell in LSTM_CELLS:
         for checked in (check, check_backward):
             for dtype in (np.float32, np.float64):
