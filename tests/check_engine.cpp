@@ -28,6 +28,7 @@ struct Case {
   Array x, h0, c0;
   std::vector<std::int64_t> lengths;  // empty: all T
   std::vector<char> resets;           // empty: none
+  Noise noise;
 
   std::int64_t chains() const { return config.num_layers * config.directions(); }
 };
@@ -242,6 +243,12 @@ Result run(const Case& c, std::int64_t gap) {
   call.y_row = width;
   call.hn = hn.data();
   call.cn = cn.data();
+  call.noise = c.noise;
+  Storage scratch;
+  if (c.noise.weight_drop > 0) {
+    call.parameters = pointers.data();
+    call.scratch = scratch.reserve(network->scratch_bytes());
+  }
   for (int again = 0; again < 2; ++again) network->forward(weights.get(), *workspace, call);
   if (!config.has_cell_state()) cn.assign(cn.size(), T(0));
   return {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
@@ -249,8 +256,9 @@ Result run(const Case& c, std::int64_t gap) {
 
 bool takes_single_steps(const Case& c) {
   const Config& config = c.config;
-  return c.steps == 1 && c.lengths.empty() && c.resets.empty() && c.chains() == 1 && !config.proj_size &&
-         !config.residual && !config.has_peephole() && config.cell != CellKind::gru_reset_before;
+  return c.steps == 1 && !config.layer_norm && !c.noise.is_random() && c.lengths.empty() &&
+         c.resets.empty() && c.chains() == 1 && !config.proj_size && !config.residual &&
+         !config.has_peephole() && config.cell != CellKind::gru_reset_before;
 }
 
 template <class T>
@@ -299,6 +307,7 @@ std::vector<double> run_backward(const Case& c, const Probe& probe, Result& resu
   call.tape = tape.get();
   call.parameters = pointers.data();
   call.scratch = scratch.data();
+  call.noise = c.noise;
   network->forward(nullptr, *workspace, call);
   if (!config.has_cell_state()) cn.assign(cn.size(), T(0));
   result = {{y.begin(), y.end()}, {hn.begin(), hn.end()}, {cn.begin(), cn.end()}};
@@ -393,8 +402,11 @@ Probe random_probe(const Case& c) {
   return probe;
 }
 
-double naive_derivative(const Case& c, const Probe& probe) {
-  constexpr double step = 1e-6;
+// By central differences of what `evaluate` makes of a case.
+template <class Evaluate>
+double difference(const Case& c, const Probe& probe, const Evaluate& evaluate) {
+  // With a layer norm of few units, third derivatives are large.
+  const double step = c.config.layer_norm ? 1e-7 : 1e-6;
   const auto value_at = [&](double distance) {
     Case moved = c;
     const auto move = [&](Array& array, const Array& direction) {
@@ -404,12 +416,14 @@ double naive_derivative(const Case& c, const Probe& probe) {
     move(moved.x, probe.x);
     move(moved.h0, probe.h0);
     move(moved.c0, probe.c0);
-    const Result result = naive(moved);
+    const Result result = evaluate(moved);
     return dot(result.y, probe.weights.y) + dot(result.hn, probe.weights.hn) +
            dot(result.cn, probe.weights.cn);
   };
   return (value_at(step) - value_at(-step)) / (2 * step);
 }
+
+double naive_derivative(const Case& c, const Probe& probe) { return difference(c, probe, naive); }
 
 int failures = 0;
 
@@ -448,6 +462,40 @@ void check_backward(const Case& c, const Probe& probe, const Result& expected, d
   compare(c, "derivative", {got[0]}, {derivative}, tolerance);
   compare(c, "derivative after a retained tape", {got[1]}, {got[0]}, 0);
   if (got.size() > 2) compare(c, "derivative of steps added up", {got[2]}, {derivative}, tolerance);
+}
+
+// Regularised cells, which the naive network does not have: backward against differences of the engine
+// itself, and the same results with a tape and without.
+void check_regularised(const Case& c) {
+  const Probe probe = random_probe(c);
+  set_num_threads(1);
+  const Result expected = run<double>(c, 1);
+  const double derivative = difference(c, probe, [](const Case& moved) { return run<double>(moved, 1); });
+  for (const int threads : {1, 2, 5}) {
+    set_num_threads(threads);
+    Result result, result_float;
+    const std::vector<double> got = run_backward<double>(c, probe, result);
+    const double tolerance =
+        1e-6 * (1 + std::sqrt(static_cast<double>(c.steps * c.batch * c.config.hidden_size)));
+    compare(c, "regularised derivative", {got[0]}, {derivative}, tolerance);
+    compare(c, "regularised derivative after a retained tape", {got[1]}, {got[0]}, 0);
+    compare(c, "regularised y", result.y, expected.y, 0);
+    run_backward<float>(c, probe, result_float);
+    compare(c, "regularised y of float", result_float.y, run<float>(c, 1).y, 0);
+    compare(c, "regularised y of float and double", result_float.y, expected.y, 1e-3);
+  }
+}
+
+Noise all_noise(const Config& config) {
+  Noise noise;
+  noise.dropout = 0.2;
+  noise.input_dropout = 0.3;
+  noise.recurrent_dropout = 0.25;
+  noise.zoneout_h = 0.3;
+  noise.zoneout_c = config.has_cell_state() ? 0.4 : 0;
+  noise.weight_drop = 0.2;
+  noise.training = true;
+  return noise;
 }
 
 }  // namespace
@@ -539,6 +587,24 @@ int main() {
   for (std::size_t i = 0; i < results.size(); ++i) {
     compare(kept[i], "y of concurrent calls", results[i].y, expected[i].y, 2e-4);
     compare(kept[i], "derivative of concurrent calls", {concurrent[i]}, {derivatives[i]}, 1e-3);
+  }
+  for (int cell = 0; cell < static_cast<int>(CellKind::count); ++cell) {
+    for (int variant = 0; variant < 8; ++variant) {
+      Config config;
+      config.cell = static_cast<CellKind>(cell);
+      config.hidden_size = variant % 2 ? 33 : 7;
+      config.input_size = 5;
+      config.num_layers = 1 + variant % 3;
+      config.bidirectional = variant % 4 >= 2;
+      config.layer_norm = variant != 3;
+      config.merge = variant % 3 ? Merge::concat : Merge::mul;
+      if (config.has_cell_state() && variant % 4 == 1) config.proj_size = 4;
+      config.residual = variant % 3 == 2;
+      Case c = random_case(config, 1 + variant % 5, 1 + 5 * (variant % 2), variant >= 4, variant % 4 == 1);
+      if (variant > 1) c.noise = all_noise(config);
+      check_regularised(c);
+      ++cases;
+    }
   }
   std::printf("%s: %d passed, %d failed\n", kernel_table().isa, cases - failures, failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
