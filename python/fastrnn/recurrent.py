@@ -301,8 +301,8 @@ class Recurrent(Generic[State]):
         state : ndarray, or a pair of them (h, c) for `LSTM`
             Final state, to continue from.
         states : ndarray, or a pair of them (h, c) for `LSTM`
-            With `return_all_states`: those after every step, (D·L, T, B, R) and for c (D·L, T, B, H), (…, T, …)
-            without B for an input without batch; zero where no step is taken.
+            With `return_all_states`: those after every step, (D·L, T, B, R) and for c
+            (D·L, T, B, H), without B for an input without batch; zero where no step is taken.
 
         Examples
         --------
@@ -407,8 +407,8 @@ class Recurrent(Generic[State]):
 
         Notes
         -----
-        Bit for bit the result of a call. In training mode all that is random is on, with the same masks
-        in `backward`.
+        Bit for bit the result of a call. In training mode all that is random is on, with the same
+        masks in `backward`.
 
         Examples
         --------
@@ -882,10 +882,10 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
                 raise ValueError(f"forget_bias: expected None for bias=False, got {forget_bias}")
             if self.coupled:
                 raise ValueError(
-                    f"forget_bias: expected None for coupled=True, which has no forget gate, got {forget_bias}"
+                    "forget_bias: expected None for coupled=True, which has no forget gate, got"
+                    f" {forget_bias}"
                 )
             initializers.set_forget_bias(self._parameters, self.hidden_size, forget_bias)
-
 
     @staticmethod
     def _zoneout(given: Any) -> float | tuple[float, float]:
