@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         help="quick, if nothing else is given; train implies --train, and also measures what rows "
-        "of different lengths save",
+        "of different lengths save; regularised measures what layer norm, dropout, zoneout and "
+        "other options add to our own training step, without peers",
     )
     shapes.add_argument(
         "--train",
@@ -125,6 +126,8 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         from fastrnn.bench import plot
 
         plot.save(finished, options.plot)
+    elif options.plot:
+        print(f"Nothing to plot: {options.plot} would compare shapes, and none was measured.")
     return status
 
 
@@ -163,10 +166,12 @@ def select_shapes(options: argparse.Namespace) -> list[Shape]:
 
 
 def _select_peers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    for name in options.peers or []:
+        if package := missing_package(name):
+            parser.error(f"--peers: {name} needs {package}, which is not installed: {_EXTRA}")
+    if options.suite == "regularised":
+        return []
     if options.peers:
-        for name in options.peers:
-            if package := missing_package(name):
-                parser.error(f"--peers: {name} needs {package}, which is not installed: {_EXTRA}")
         return list(dict.fromkeys(options.peers))
     installed = [name for name in PEERS if missing_package(name) is None]
     if options.suite in _LARGE_SUITES and len(installed) > 1:
@@ -186,7 +191,10 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tu
         if options.suite:
             shapes = runner.drop_large(current, shapes, options.threads)
         effort = (options.threads, options.seconds, options.repeats)
-        runner.measure_shapes(current, shapes, peers, *effort)
+        if options.suite == "regularised":
+            runner.measure_regularised(current, shapes, *effort)
+        else:
+            runner.measure_shapes(current, shapes, peers, *effort)
         if options.suite == "train":
             some = [s for s in shapes if (s.cell, s.B, s.T, s.H) in LENGTHS]
             runner.measure_lengths(current, some, *effort)
@@ -205,10 +213,16 @@ def _load(parser: argparse.ArgumentParser, path: Path) -> Run:
     except (OSError, ValueError, LookupError, TypeError) as error:
         parser.error(f"--load: {path} is not a file that --json wrote: {error!r}")
     print(report.heading(finished.environment), end="\n\n")
-    table = report.Table([result.shape for result in finished.results], finished.peers)
-    print(table.head())
-    for result in finished.results:
-        print(table.row(result))
+    if finished.regularised:
+        options = report.RegularisedTable([entry.shape for entry in finished.regularised])
+        print(options.head())
+        for entry in finished.regularised:
+            print(options.rows(entry))
+    else:
+        table = report.Table([result.shape for result in finished.results], finished.peers)
+        print(table.head())
+        for result in finished.results:
+            print(table.row(result))
     return finished
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -98,8 +98,15 @@ class FastRNN(Peer):
 
     def training_step(self, problem: Problem, lengths: Array | None = None) -> Candidate:
         """Forward and backward, of rows of `lengths` (B,) steps if that is given."""
-        layer = _filled_layer(problem)
+        return self._training_step(_filled_layer(problem), problem, lengths)
 
+    def regularised_step(self, problem: Problem, options: Mapping[str, Any]) -> Candidate:
+        """Forward and backward of a new layer with `options`, which may add and shrink weights."""
+        return self._training_step(new_layer(problem.shape, **options), problem)
+
+    def _training_step(
+        self, layer: Any, problem: Problem, lengths: Array | None = None
+    ) -> Candidate:
         def call() -> tuple[Array, Any]:
             output, _, tape = layer.forward(problem.x, lengths=lengths)
             return output, layer.backward(tape, problem.grad_output)

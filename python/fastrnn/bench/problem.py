@@ -62,7 +62,7 @@ class Problem:
         return cls(shape, weights, x[0], state)
 
 
-def new_layer(shape: Shape) -> Any:
+def new_layer(shape: Shape, **options: Any) -> Any:
     """Make a `fastrnn` layer of this shape, with the same weights in every run."""
     return getattr(fastrnn, shape.cell.upper())(
         shape.I,
@@ -71,6 +71,7 @@ def new_layer(shape: Shape) -> Any:
         bidirectional=shape.bidirectional,
         dtype=np.dtype(shape.dtype),
         seed=0,
+        **options,
     )
 
 

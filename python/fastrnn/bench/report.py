@@ -9,8 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastrnn.bench.results import SUBJECT, Interval, Lengths, Result, Run, groups
-from fastrnn.bench.suites import Shape
+from fastrnn.bench.results import SUBJECT, Interval, Lengths, Regularised, Result, Run, groups
+from fastrnn.bench.suites import PLAIN, Shape, regularised_options
+
+_TRAINING_STEP = (
+    "A training step is forward and backward: gradients of the input and all parameters."
+)
 
 
 def heading(environment: dict[str, Any]) -> str:
@@ -24,8 +28,42 @@ def heading(environment: dict[str, Any]) -> str:
     )
 
 
-class Table:
+class _Columns:
     """Rows of a fixed width, so that each can be printed as soon as it is measured.
+
+    Parameters
+    ----------
+    titles : sequence of str
+        One for each column.
+    widths : sequence of int
+        Of the columns, in letters.
+    left : int
+        Number of columns, from the first, that are aligned to the left.
+    """
+
+    def __init__(self, titles: Sequence[str], widths: Sequence[int], left: int) -> None:
+        self._titles = titles
+        self._widths = widths
+        self._left = left
+
+    def head(self) -> str:
+        """Titles and rule."""
+        rule = [
+            "-" * width if column < self._left else "-" * (width - 1) + ":"
+            for column, width in enumerate(self._widths)
+        ]
+        return self._join(self._titles) + "\n" + self._join(rule)
+
+    def _join(self, cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < self._left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+
+class Table(_Columns):
+    """One row for each shape.
 
     Parameters
     ----------
@@ -39,23 +77,14 @@ class Table:
 
     def __init__(self, shapes: Sequence[Shape], peers: Sequence[str]) -> None:
         self._engines = [SUBJECT, *peers]
-        label = max((len(shape.label) for shape in shapes), default=0)
         titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s", "peak", "roof"]
-        widths = [4, label, *(max(9, len(engine)) for engine in self._engines)]
+        widths = [4, _label_width(shapes), *(max(9, len(engine)) for engine in self._engines)]
         widths += [4, 21, 6, 7, 5, 5]
         self._memory = any(shape.train for shape in shapes)
         if self._memory:
             titles.append("memory")
             widths.append(6)
-        self._titles = [(title, width) for title, width in zip(titles, widths, strict=True)]
-
-    def head(self) -> str:
-        """Titles and rule; all columns but the first two are aligned to the right."""
-        rule = [
-            "-" * width if column < 2 else "-" * (width - 1) + ":"
-            for column, (_, width) in enumerate(self._titles)
-        ]
-        return self._join([title for title, _ in self._titles]) + "\n" + self._join(rule)
+        super().__init__(titles, widths, left=2)
 
     def row(self, result: Result) -> str:
         """One measured shape."""
@@ -79,29 +108,46 @@ class Table:
             cells.append("-" if result.memory is None else f"{result.memory.ratio:.2f}")
         return self._join(cells)
 
-    def _join(self, cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, (_, width)) in enumerate(zip(cells, self._titles, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
+
+class RegularisedTable(_Columns):
+    """One row for each layer that is compared with the plain one.
+
+    Parameters
+    ----------
+    shapes : sequence of Shape
+        All that may come.
+    """
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        names = [name for shape in shapes for name in regularised_options(shape.cell)]
+        widths = [4, _label_width(shapes), max(map(len, names), default=7), 9, 4, 21]
+        super().__init__(["cell", "shape", "options", SUBJECT, "±", "ratio"], widths, left=3)
+
+    def rows(self, measured: Regularised) -> str:
+        """All rows of one measured shape."""
+        shape = measured.shape
+        return "\n".join(
+            self._join(
+                [
+                    shape.cell.upper(),
+                    shape.label,
+                    name,
+                    duration(measured.time(name).median),
+                    f"{measured.time(name).spread:.0%}",
+                    "-" if name == PLAIN else ratio_text(measured.ratio(name)),
+                ]
+            )
+            for name in measured.seconds
+        )
+
+
+def _label_width(shapes: Sequence[Shape]) -> int:
+    return max((len(shape.label) for shape in shapes), default=0)
 
 
 def summary(run: Run) -> str:
     """Explain the columns, and list groups, machine and what was left out."""
-    lines = [
-        "Times are medians of interleaved rounds; ±: half the interquartile range of ours.",
-        "ratio: the fastest peer's time / ours, with quartiles; above 1 where we are faster.",
-        "peak: fraction of the FMA rate measured between rounds. roof: fraction of the roofline",
-        "bound, that rate or, if slower, reading the weights from the cache they fit in.",
-    ]
-    trained = any(result.shape.train for result in run.results)
-    if trained:
-        lines += [
-            "A training step is forward and backward: gradients of the input and all parameters.",
-            "memory: the most that ours held, measured to about 0.1 MB / what must be kept: gates,",
-            "cell states, outputs and gradients.",
-        ]
+    lines = _regularised_columns() if run.regularised else _columns(run)
     summaries = groups(run.results)
     if summaries:
         width = max(len(group.name) for group in summaries)
@@ -128,9 +174,38 @@ def summary(run: Run) -> str:
             errors[peer] = max(error, errors.get(peer, 0.0))
     if errors:
         listed = ", ".join(f"{peer} {error:.1e}" for peer, error in errors.items())
-        what = "Outputs and gradients" if trained else "Outputs"
+        what = "Outputs and gradients" if _trained(run) else "Outputs"
         lines.append(f"{what} agree; largest scaled difference: {listed}.")
     return "\n".join([*lines, *run.notes])
+
+
+def _columns(run: Run) -> list[str]:
+    lines = [
+        "Times are medians of interleaved rounds; ±: half the interquartile range of ours.",
+        "ratio: the fastest peer's time / ours, with quartiles; above 1 where we are faster.",
+        "peak: fraction of the FMA rate measured between rounds. roof: fraction of the roofline",
+        "bound, that rate or, if slower, reading the weights from the cache they fit in.",
+    ]
+    if _trained(run):
+        lines += [
+            _TRAINING_STEP,
+            "memory: the most that ours held, measured to about 0.1 MB / what must be kept: gates,",
+            "cell states, outputs and gradients.",
+        ]
+    return lines
+
+
+def _regularised_columns() -> list[str]:
+    return [
+        "Times are medians of interleaved rounds; ±: half the interquartile range.",
+        "ratio: time / the plain cell's time, with quartiles; above 1 where the option costs time.",
+        _TRAINING_STEP,
+        f"all: {', '.join(regularised_options('rnn')['all'])} together.",
+    ]
+
+
+def _trained(run: Run) -> bool:
+    return any(result.shape.train for result in run.results)
 
 
 def _lengths(measured: Sequence[Lengths]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.bench.suites import Shape
+from fastrnn.bench.suites import PLAIN, Shape
 
 SUBJECT = "fastrnn"
 
@@ -187,6 +187,31 @@ class Lengths:
         )
 
 
+@dataclass(frozen=True)
+class Regularised:
+    """Our training step with regularising options against the plain cell's.
+
+    Attributes
+    ----------
+    shape : Shape
+        What was run.
+    seconds : dict of str to list of float
+        Seconds per call by the names of `regularised_options`, one value per round.
+    """
+
+    shape: Shape
+    seconds: dict[str, list[float]]
+
+    def time(self, name: str) -> Interval:
+        """Seconds per call."""
+        return Interval.of(self.seconds[name])
+
+    def ratio(self, name: str) -> Interval:
+        """Time with these options / time of the plain cell, round by round."""
+        pairs = zip(self.seconds[name], self.seconds[PLAIN], strict=True)
+        return Interval.of(seconds / plain for seconds, plain in pairs)
+
+
 @dataclass
 class Run:
     """Everything that a run of the benchmark leaves behind.
@@ -201,12 +226,15 @@ class Run:
         What was left out, and why.
     lengths : list of Lengths
         Of the training suite.
+    regularised : list of Regularised
+        Of the suite of that name, which has nothing else.
     """
 
     environment: dict[str, Any]
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lengths: list[Lengths] = field(default_factory=list)
+    regularised: list[Regularised] = field(default_factory=list)
 
     @property
     def peers(self) -> list[str]:
@@ -235,9 +263,10 @@ class Run:
         """Read what `save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         results = [Result(**_with_objects(entry)) for entry in data["results"]]
-        # Files from before there was training have none.
+        # Files from before these were measured have none.
         lengths = [Lengths(**_with_objects(entry)) for entry in data.get("lengths", [])]
-        return cls(data["environment"], results, data["notes"], lengths)
+        regularised = [Regularised(**_with_objects(entry)) for entry in data.get("regularised", [])]
+        return cls(data["environment"], results, data["notes"], lengths, regularised)
 
 
 def _with_objects(entry: dict[str, Any]) -> dict[str, Any]:

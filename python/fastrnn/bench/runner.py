@@ -12,8 +12,8 @@ from fastrnn import functional
 from fastrnn.bench import machine, memory, report
 from fastrnn.bench.peers import PEERS, Candidate, FastRNN, Peer
 from fastrnn.bench.problem import Problem, scaled_error
-from fastrnn.bench.results import Lengths, Memory, Result, Run
-from fastrnn.bench.suites import Shape
+from fastrnn.bench.results import Lengths, Memory, Regularised, Result, Run
+from fastrnn.bench.suites import Shape, regularised_options
 from fastrnn.bench.timing import measure
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
@@ -149,6 +149,39 @@ def measure_lengths(
             measured = measure(candidates, {}, seconds, repeats)
             valid = float(lengths.mean()) / shape.T
             run.lengths.append(Lengths(shape, valid, **measured.seconds))
+    finally:
+        progress.clear()
+
+
+def measure_regularised(
+    run: Run, shapes: Sequence[Shape], threads: int, seconds: float, repeats: int
+) -> None:
+    """Measure what regularising options add to our training step, and add it to `run`.
+
+    All layers of a shape take turns with the plain one. The parameters are those of
+    `measure_shapes`.
+    """
+    run.note(
+        "No times of peers: torch has no such cells, numpy and onnxruntime have the forward pass "
+        "only."
+    )
+    engine = FastRNN(threads)
+    table = report.RegularisedTable(shapes)
+    progress = report.Progress(len(shapes))
+    print(table.head())
+    try:
+        for done, shape in enumerate(shapes):
+            progress.show(done, f"options of {shape.cell.upper()} {shape.label}")
+            problem = Problem.create(shape)
+            candidates = [
+                dataclasses.replace(engine.regularised_step(problem, options), name=name)
+                for name, options in regularised_options(shape.cell).items()
+            ]
+            measured = measure(candidates, {}, seconds, repeats)
+            entry = Regularised(shape, measured.seconds)
+            run.regularised.append(entry)
+            progress.clear()
+            print(table.rows(entry), flush=True)
     finally:
         progress.clear()
 

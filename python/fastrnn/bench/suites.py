@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _SLOTS = {"lstm": 4, "gru": 4, "rnn": 1}  # kept of each unit: gates, and W_hn·h + b_hn for the GRU
@@ -185,6 +186,11 @@ def _train() -> Iterator[Shape]:
             yield replace(shape, train=True)
 
 
+def _regularised() -> Iterator[Shape]:
+    for cell in GATES:
+        yield replace(_square(cell, B=32, T=50, H=256), train=True)
+
+
 def _latency() -> Iterator[Shape]:
     for cell in GATES:
         for H in (16, 32, 64, 128, 256, 512):
@@ -217,9 +223,30 @@ SUITES = {
     "quick": tuple(_quick()),
     "rnn": tuple(_rnn()),
     "train": tuple(_train()),
+    "regularised": tuple(_regularised()),
     "deepbench": tuple(_deepbench()),
     "latency": tuple(_latency()),
 }
 
 LENGTHS = {*((cell, 32, 100, 256) for cell in GATES), ("lstm", 128, 50, 512)}
 """Cell, B, T and H of the shapes for which "train" also measures what shorter rows save."""
+
+PLAIN = "plain"
+_REGULARISING = {
+    "layer_norm": True,
+    "recurrent_dropout": 0.3,
+    "input_dropout": 0.3,
+    "zoneout": 0.1,
+    "weight_drop": 0.5,
+}
+_LSTM_ONLY = {"coupled": True, "clip": 3.0}
+
+
+def regularised_options(cell: str) -> dict[str, dict[str, Any]]:
+    """Return the layers' options that "regularised" compares, by name; `PLAIN` has none."""
+    alone = {**_REGULARISING, **(_LSTM_ONLY if cell == "lstm" else {})}
+    return {
+        PLAIN: {},
+        **{f"{option}={value}": {option: value} for option, value in alone.items()},
+        "all": {**_REGULARISING},
+    }
