@@ -203,7 +203,7 @@ struct MomentsArguments {
 // of the norm and that of the product.
 template <class T>
 struct NormWeights {
-  const T *gain_x, *shift_x, *gain_h, *shift_h, *gain_c, *shift_c;
+  T *gain_x, *shift_x, *gain_h, *shift_h, *gain_c, *shift_c;
 };
 
 // One phase of a step after its product.
@@ -216,7 +216,7 @@ struct NormStepArguments {
   const T* raw;  // (rows, panels, G, lanes): the product with h
   std::int64_t raw_stride;
   const T *mean_x, *scale_x, *mean_h, *scale_h, *mean_c, *scale_c;  // (rows,)
-  NormWeights<T> weights;
+  NormWeights<const T> weights;
   const T* peephole;
   T clip;
   T* c;  // as StepArguments
@@ -253,7 +253,7 @@ struct NormBackwardArguments {
   const T* const* h_previous;
   const T* peephole;
   T clip;
-  NormWeights<T> weights;
+  NormWeights<const T> weights;
   T *c_normed, *dc_normed;  // (rows, own units), dc_stride: the normalised c_t and its gradient
   enum Moment { scale_x, scale_h, scale_h2, mean_c, scale_c, moment_count };
   const T* moments;  // (rows, moments_stride) of Moment

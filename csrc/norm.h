@@ -39,9 +39,8 @@ void moments(const MomentsArguments<T>& a) {
     const T* const x = a.x[row];
     V sum(T(0));
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-      const V exist = existing_lanes<T>(a.units - panel * lanes);
       for (int gate = 0; gate < a.gates; ++gate) {
-        sum = multiply_add(V::load(x + (panel * a.slots_per_unit + gate) * lanes), exist, sum);
+        sum = sum + V::load_up_to(x + (panel * a.slots_per_unit + gate) * lanes, a.units - panel * lanes);
       }
     }
     const T mean = sum_of_lanes(sum) / count;
@@ -49,7 +48,8 @@ void moments(const MomentsArguments<T>& a) {
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const V exist = existing_lanes<T>(a.units - panel * lanes);
       for (int gate = 0; gate < a.gates; ++gate) {
-        const V x_mean = (V::load(x + (panel * a.slots_per_unit + gate) * lanes) - V(mean)) * exist;
+        const T* const at = x + (panel * a.slots_per_unit + gate) * lanes;
+        const V x_mean = (V::load_up_to(at, a.units - panel * lanes) - V(mean)) * exist;
         squares = multiply_add(x_mean, x_mean, squares);
       }
     }
@@ -74,7 +74,7 @@ struct Parts {
 };
 
 template <class T>
-FASTRNN_INLINE Parts<T> scaled(const NormWeights<T>& weights, std::int64_t vector, Vec<T> x, Vec<T> h) {
+FASTRNN_INLINE Parts<T> scaled(const NormWeights<const T>& weights, std::int64_t vector, Vec<T> x, Vec<T> h) {
   using V = Vec<T>;
   const std::int64_t at = vector * V::lanes;
   return {multiply_add(V::load(weights.gain_x + at), x, V::load(weights.shift_x + at)),

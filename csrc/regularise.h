@@ -53,7 +53,10 @@ struct Masks {
 // state = z before + (1 - z) state, exactly one of the two where z is 0 or 1.
 template <class T>
 void zone(const T* z, const T* before, T* state, std::int64_t count) {
-  for (std::int64_t u = 0; u < count; ++u) state[u] = z[u] * before[u] + (1 - z[u]) * state[u];
+  for (std::int64_t u = 0; u < count; ++u) {
+    const T mixed = z[u] * before[u] + (1 - z[u]) * state[u];
+    state[u] = z[u] == 1 ? before[u] : z[u] == 0 ? state[u] : mixed;
+  }
 }
 
 // Backward: the parts of the gradient of the zoned state that go to the state before and to the new one.

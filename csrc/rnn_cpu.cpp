@@ -188,10 +188,10 @@ template <class T>
 void lay_out_norm(Arena& arena, const Config& config, int lanes, NormWeights<T>& norm) {
   if (!config.layer_norm) return;
   const std::int64_t padded = round_up(config.hidden_size, lanes);
-  for (const T** piece : {&norm.gain_x, &norm.shift_x, &norm.gain_h, &norm.shift_h}) {
+  for (T** piece : {&norm.gain_x, &norm.shift_x, &norm.gain_h, &norm.shift_h}) {
     *piece = arena.take<T>(padded * config.gates());
   }
-  for (const T** piece : {&norm.gain_c, &norm.shift_c}) *piece = arena.take<T>(padded);
+  for (T** piece : {&norm.gain_c, &norm.shift_c}) *piece = arena.take<T>(padded);
 }
 
 template <class T>
@@ -203,18 +203,17 @@ void pack_norm(const Config& config, int lanes, const T* const* parameters, cons
     return parameter >= 0 && i >= 0 ? parameters[parameter][i] : T(0);
   };
   for (std::int64_t unit = own.first * lanes; unit < (own.first + own.count) * lanes; ++unit) {
-    const auto write = [&](const T* piece, std::int64_t at, T x) { const_cast<T*>(piece)[at] = x; };
     for (int gate = 0; gate < gates; ++gate) {
       const std::int64_t at = (unit / lanes * gates + gate) * lanes + unit % lanes;
       const std::int64_t i = unit < hidden ? gate * hidden + unit : -1;
-      write(norm.gain_x, at, value(index.norm_ih_weight, i));
-      write(norm.shift_x, at, value(index.norm_ih_bias, i) + value(index.bias_ih, i));
-      write(norm.gain_h, at, value(index.norm_hh_weight, i));
-      write(norm.shift_h, at, value(index.norm_hh_bias, i) + value(index.bias_hh, i));
+      norm.gain_x[at] = value(index.norm_ih_weight, i);
+      norm.shift_x[at] = value(index.norm_ih_bias, i) + value(index.bias_ih, i);
+      norm.gain_h[at] = value(index.norm_hh_weight, i);
+      norm.shift_h[at] = value(index.norm_hh_bias, i) + value(index.bias_hh, i);
     }
     const std::int64_t i = unit < hidden ? unit : -1;
-    write(norm.gain_c, unit, value(index.norm_c_weight, i));
-    write(norm.shift_c, unit, value(index.norm_c_bias, i));
+    norm.gain_c[unit] = value(index.norm_c_weight, i);
+    norm.shift_c[unit] = value(index.norm_c_bias, i);
   }
 }
 

@@ -89,7 +89,7 @@ void pack_norm(const Config& config, int lanes, const T* const* parameters, cons
 
 // Those from a panel on.
 template <class T>
-NormWeights<T> from_unit(const NormWeights<T>& norm, std::int64_t gates, std::int64_t unit) {
+NormWeights<const T> from_unit(const NormWeights<T>& norm, std::int64_t gates, std::int64_t unit) {
   return {norm.gain_x + gates * unit,  norm.shift_x + gates * unit, norm.gain_h + gates * unit,
           norm.shift_h + gates * unit, norm.gain_c + unit,          norm.shift_c + unit};
 }

@@ -297,8 +297,8 @@ class ForwardWorker : Member {
 
   void clear_state(std::int64_t layer, int d, std::int64_t b, std::int64_t s) {
     std::fill_n(h_row(layer, d, b, s) + state_.first_unit, state_.units, T(0));
-    if (config_.has_cell_state()) {
-      std::fill_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.units, T(0));
+    if (config_.has_cell_state()) {  // of lanes beyond H, too, which a NaN may have reached
+      std::fill_n(c_row(layer, d, b) + hidden_.first_unit, hidden_.panels * kernels_.lanes, T(0));
     }
     mask_operand(layer, d, b, s);
   }

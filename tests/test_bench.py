@@ -20,8 +20,8 @@ from fastrnn import functional
 from fastrnn.bench import cli, machine, memory, report, runner, timing
 from fastrnn.bench.peers import PEERS, Candidate, FastRNN, NumPy, Torch, missing_package
 from fastrnn.bench.problem import Problem, scaled_error
-from fastrnn.bench.results import Lengths, Memory, Result, Run, groups
-from fastrnn.bench.suites import GATES, LENGTHS, SUITES, Shape
+from fastrnn.bench.results import Lengths, Memory, Regularised, Result, Run, groups
+from fastrnn.bench.suites import GATES, LENGTHS, SUITES, Shape, regularised_options
 
 TINY = ["--T", "1", "3", "--B", "2", "--I", "3", "--H", "5", "--seconds", "0.001", "--repeats", "2"]
 ENVIRONMENT: dict[str, Any] = {
@@ -257,12 +257,87 @@ def test_memory_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
         memory.main("1", fields)
 
 
+def test_regularised_suite(
+    bench: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    shapes = [Shape(cell, T=3, B=2, I=4, H=4, train=True) for cell in GATES]
+    monkeypatch.setitem(SUITES, "regularised", tuple(shapes))
+    compared: list[list[str]] = []
+    complete = timing.measure
+
+    def recorded(candidates: list[Candidate], *arguments: Any) -> timing.Measurement:
+        compared.append([candidate.name for candidate in candidates])
+        return complete(candidates, *arguments)
+
+    monkeypatch.setattr(runner, "measure", recorded)
+    file, picture = tmp_path / "run.json", tmp_path / "run.png"
+    command = ["--suite", "regularised", "--cell", "lstm", "rnn", "--seconds", "0.001"]
+    files = ["--json", str(file), "--plot", str(picture)]
+    assert bench(*command, "--repeats", "2", *files) == 0
+    printed = capsys.readouterr().out
+
+    run = Run.load(file)
+    assert not run.results
+    assert [entry.shape for entry in run.regularised] == [shapes[0], shapes[2]]
+    assert [list(entry.seconds) for entry in run.regularised] == compared
+    assert compared == [list(regularised_options(cell)) for cell in ("lstm", "rnn")]
+    for entry in run.regularised:
+        assert {len(values) for values in entry.seconds.values()} == {2}
+        assert entry.ratio("plain").median == 1.0
+
+    assert bench("--load", str(file), "--plot", str(picture)) == 0
+    assert capsys.readouterr().out == printed
+    assert not picture.exists()
+    assert "Nothing to plot" in printed
+    assert "No times of peers: torch has no such cells" in printed
+    assert "fastest peer" not in printed
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 9 + 7
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_regularised_options() -> None:
+    both = ["layer_norm=True", "recurrent_dropout=0.3", "input_dropout=0.3", "zoneout=0.1"]
+    both.append("weight_drop=0.5")
+    for cell in ("gru", "rnn"):
+        assert list(regularised_options(cell)) == ["plain", *both, "all"]
+    lstm = regularised_options("lstm")
+    assert list(lstm) == ["plain", *both, "coupled=True", "clip=3.0", "all"]
+    assert lstm["coupled=True"] == {"coupled": True}
+    assert lstm["all"] == {
+        "layer_norm": True,
+        "recurrent_dropout": 0.3,
+        "input_dropout": 0.3,
+        "zoneout": 0.1,
+        "weight_drop": 0.5,
+    }
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_options_are_at_work(cell: str) -> None:
+    problem = Problem.create(Shape(cell, T=9, B=3, I=4, H=4, train=True))
+    engine = FastRNN(threads=1)
+    plain = engine.candidate(problem).result()
+    for name, options in regularised_options(cell).items():
+        # These cell states are too small for a clip at 3.
+        given = {"clip": 0.01} if "clip" in options else options
+        output, *_ = engine.regularised_step(problem, given).result()
+        assert np.array_equal(output, plain[0]) == (name == "plain")
+    for actual, expected in zip(engine.regularised_step(problem, {}).result(), plain, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_files_from_before_training_load(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     run = Run(ENVIRONMENT, [result(Shape("gru", T=1, B=1, I=8, H=8), fastrnn=[1e-6])])
     run.save(file)
     data = json.loads(file.read_text("utf-8"))
-    del data["lengths"], data["results"][0]["memory"], data["results"][0]["shape"]["train"]
+    del data["lengths"], data["regularised"]
+    del data["results"][0]["memory"], data["results"][0]["shape"]["train"]
     file.write_text(json.dumps(data), "utf-8")
     assert Run.load(file) == run
 
@@ -411,6 +486,12 @@ def test_lengths_are_of_the_training_suite() -> None:
     assert all(shape.train for shape in SUITES["train"])
 
 
+def test_regularised_shapes() -> None:
+    assert list(SUITES["regularised"]) == [
+        Shape(cell, T=50, B=32, I=256, H=256, train=True) for cell in ("lstm", "gru", "rnn")
+    ]
+
+
 def test_large_shapes_are_named_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "fma_peak", lambda *_: 4e11)
     monkeypatch.setattr(machine, "memory_bytes", lambda: 2e9)
@@ -496,6 +577,20 @@ def test_numbers_of_lengths_and_memory() -> None:
     assert Run(ENVIRONMENT, done[:1]).work == "training"
     assert Run(ENVIRONMENT, done[1:]).work == "forward"
     assert Run(ENVIRONMENT, done).work == "forward and training"
+
+
+def test_numbers_of_regularised_cells() -> None:
+    shape = Shape("rnn", T=9, B=2, I=5, H=5, train=True)
+    seconds = {"plain": [2.0, 4.0, 5.0], "zoneout=0.1": [3.0, 4.0, 10.0]}
+    measured = Regularised(shape, seconds)
+    assert measured.time("plain").median == 4.0
+    # Round by round 1.5, 1 and 2; the ratio of the medians would be 1.
+    assert measured.ratio("zoneout=0.1").median == pytest.approx(1.5)
+    rows = report.RegularisedTable([shape]).rows(measured).splitlines()
+    assert [[cell.strip() for cell in row.split("|")[3:-1]] for row in rows] == [
+        ["plain", "4.00 s", "19%", "-"],
+        ["zoneout=0.1", "4.00 s", "44%", "1.50 (1.25 to 1.75)"],
+    ]
 
 
 def test_groups() -> None:

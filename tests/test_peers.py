@@ -139,12 +139,14 @@ def test_torch_unbatched(cell: str, bidirectional: bool, batch_first: bool, rng:
 
 
 # Cell: operator, our gates in ONNX's order (LSTM i,o,f,c; GRU z,r,h), attributes.
-ONNX: dict[str, tuple[str, list[int], dict[str, Any]]] = {
+ONNX: dict[str, tuple[str, list[int | None], dict[str, Any]]] = {
     "rnn_tanh": ("RNN", [0], {}),
     "rnn_relu": ("RNN", [0], {"activations": ["Relu"]}),
     "rnn_sigmoid": ("RNN", [0], {"activations": ["Sigmoid"]}),
     "lstm": ("LSTM", [0, 3, 1, 2], {}),
     "lstm_peephole": ("LSTM", [0, 3, 1, 2], {}),
+    "lstm_coupled": ("LSTM", [0, 2, None, 1], {"input_forget": 1}),
+    "lstm_coupled_peephole": ("LSTM", [0, 2, None, 1], {"input_forget": 1}),
     "gru": ("GRU", [1, 0, 2], {"linear_before_reset": 1}),
     "gru_reset_before": ("GRU", [1, 0, 2], {"linear_before_reset": 0}),
 }
@@ -154,10 +156,16 @@ def onnx_arrays(cell: str, parameters: dict[str, Array], bidirectional: bool) ->
     """The W, R, B and P inputs of the operator, directions first."""
     _, order, _ = ONNX[cell]
 
-    def stacked(name: str, order: list[int]) -> Array:
+    def stacked(name: str, order: list[int | None]) -> Array:
         suffixes = ["_l0"] + (["_l0_reverse"] if bidirectional else [])
-        blocks = [np.split(parameters[name + suffix], len(order)) for suffix in suffixes]
-        return np.stack([np.concatenate([one[gate] for gate in order]) for one in blocks])
+        gates = len(order) - order.count(None)
+        blocks = [np.split(parameters[name + suffix], gates) for suffix in suffixes]
+        return np.stack(
+            [
+                np.concatenate([0 * one[0] if gate is None else one[gate] for gate in order])
+                for one in blocks
+            ]
+        )
 
     named = {
         "W": stacked("weight_ih", order),
@@ -166,6 +174,8 @@ def onnx_arrays(cell: str, parameters: dict[str, Array], bidirectional: bool) ->
     }
     if cell == "lstm_peephole":  # ours i,f,o; ONNX i,o,f
         named["P"] = stacked("weight_peep", [0, 2, 1]).reshape(len(named["W"]), -1)
+    if cell == "lstm_coupled_peephole":  # ours i,o
+        named["P"] = stacked("weight_peep", [0, 1, None]).reshape(len(named["W"]), -1)
     return named
 
 

@@ -43,7 +43,6 @@ DTYPES = ("float32", "float64")
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 cells = pytest.mark.parametrize("cell", CELLS)
 
-
 ALONE: tuple[dict[str, Any], ...] = (
     {"layer_norm": True},
     {"input_dropout": 0.3},
@@ -64,7 +63,7 @@ OPTIONS = tuple(
     for options in (*ALONE, *(LSTM_ALONE if cell in LSTM_CELLS else ()), together(cell))
 )
 every_option = pytest.mark.parametrize(("cell", "options"), OPTIONS, ids=str)
-# Every cell with all options, and the LSTM_CELLS cells once more with a projection.
+# Every cell with all options, and the LSTM cells once more with a projection.
 TOGETHER = (
     *((cell, together(cell)) for cell in CELLS),
     *((cell, {**together(cell), "proj_size": 11}) for cell in LSTM_CELLS),

@@ -282,7 +282,14 @@ def mask(
     >>> bool(abs(kept.mean() - 0.75) < 0.02)
     True
     """
-    return _mask(kind, shape, probability, seed, layer, direction)
+    return _mask(
+        kind,
+        [integer("shape", size, 0) for size in shape],
+        number("probability", probability, 0, 1),
+        seed,
+        integer("layer", layer, 0),
+        integer("direction", direction, 0, 2),
+    )
 
 
 def forward(

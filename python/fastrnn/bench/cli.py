@@ -127,7 +127,7 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
         plot.save(finished, options.plot)
     elif options.plot:
-        print(f"Nothing to plot: {options.plot} would compare shapes, and none was measured.")
+        print(f"Nothing to plot: no time over its roofline bound for {options.plot}.")
     return status
 
 

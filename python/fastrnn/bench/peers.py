@@ -101,7 +101,7 @@ class FastRNN(Peer):
         return self._training_step(_filled_layer(problem), problem, lengths)
 
     def regularised_step(self, problem: Problem, options: Mapping[str, Any]) -> Candidate:
-        """Forward and backward of a new layer with `options`, which may add and shrink weights."""
+        """Forward and backward of a new layer with `options`, which need not fit the weights."""
         return self._training_step(new_layer(problem.shape, **options), problem)
 
     def _training_step(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrnn.bench.results import SUBJECT, Interval, Lengths, Regularised, Result, Run, groups
-from fastrnn.bench.suites import PLAIN, Shape, regularised_options
+from fastrnn.bench.suites import PLAIN, REGULARISING, Shape, regularised_options
 
 _TRAINING_STEP = (
     "A training step is forward and backward: gradients of the input and all parameters."
@@ -147,7 +147,7 @@ def _label_width(shapes: Sequence[Shape]) -> int:
 
 def summary(run: Run) -> str:
     """Explain the columns, and list groups, machine and what was left out."""
-    lines = _regularised_columns() if run.regularised else _columns(run)
+    lines = _regularised_explanation() if run.regularised else _explanation(run)
     summaries = groups(run.results)
     if summaries:
         width = max(len(group.name) for group in summaries)
@@ -179,7 +179,7 @@ def summary(run: Run) -> str:
     return "\n".join([*lines, *run.notes])
 
 
-def _columns(run: Run) -> list[str]:
+def _explanation(run: Run) -> list[str]:
     lines = [
         "Times are medians of interleaved rounds; ±: half the interquartile range of ours.",
         "ratio: the fastest peer's time / ours, with quartiles; above 1 where we are faster.",
@@ -195,12 +195,12 @@ def _columns(run: Run) -> list[str]:
     return lines
 
 
-def _regularised_columns() -> list[str]:
+def _regularised_explanation() -> list[str]:
     return [
         "Times are medians of interleaved rounds; ±: half the interquartile range.",
         "ratio: time / the plain cell's time, with quartiles; above 1 where the option costs time.",
         _TRAINING_STEP,
-        f"all: {', '.join(regularised_options('rnn')['all'])} together.",
+        f"all: {', '.join(REGULARISING)} together.",
     ]
 
 

@@ -232,21 +232,25 @@ LENGTHS = {*((cell, 32, 100, 256) for cell in GATES), ("lstm", 128, 50, 512)}
 """Cell, B, T and H of the shapes for which "train" also measures what shorter rows save."""
 
 PLAIN = "plain"
-_REGULARISING = {
+"""Name of the layer without options that "regularised" compares the others with."""
+
+REGULARISING = {
     "layer_norm": True,
     "recurrent_dropout": 0.3,
     "input_dropout": 0.3,
     "zoneout": 0.1,
     "weight_drop": 0.5,
 }
+"""Options that "regularised" measures for every cell, alone and together."""
+
 _LSTM_ONLY = {"coupled": True, "clip": 3.0}
 
 
 def regularised_options(cell: str) -> dict[str, dict[str, Any]]:
     """Return the layers' options that "regularised" compares, by name; `PLAIN` has none."""
-    alone = {**_REGULARISING, **(_LSTM_ONLY if cell == "lstm" else {})}
+    alone = {**REGULARISING, **(_LSTM_ONLY if cell == "lstm" else {})}
     return {
         PLAIN: {},
         **{f"{option}={value}": {option: value} for option, value in alone.items()},
-        "all": {**_REGULARISING},
+        "all": {**REGULARISING},
     }
