@@ -1379,7 +1379,7 @@ py::array mask(const std::string& kind_name, const std::vector<std::int64_t>& sh
   for (std::int64_t t = 0; t < (steps ? shape[0] : 1); ++t) {
     for (std::int64_t row = 0; row < rows; ++row, out += units) {
       if (is_zoneout(kind)) {
-        masks.zoneout(kind, probability, layer, direction, t, row, 0, units, out);
+        masks.zoneout_mask(kind, probability, layer, direction, t, row, units, out);
       } else {
         masks.dropout(kind, probability, layer, direction, t, row, 0, units, out);
       }

@@ -387,6 +387,8 @@ constexpr Kernels<T> kernels() {
           outer<T>,
           peephole<T>,
           mask<T>,
+          zone<T>,
+          zone_backward<T>,
           moments<T>,
           {norm_step<T, Rnn<Nonlinearity::tanh>>, norm_step<T, Rnn<Nonlinearity::relu>>,
            norm_step<T, Rnn<Nonlinearity::sigmoid>>, norm_step<T, Lstm<false>>, norm_step<T, Lstm<true>>,

@@ -188,6 +188,17 @@ struct MaskArguments {
   T hit, miss;
 };
 
+// Zoneout of units [mask.first, mask.first + mask.count) of a row, all pointers at the first of them. In
+// training the mask is drawn, and a unit keeps its old state where it is a hit; else z is the probability.
+template <class T>
+struct ZoneArguments {
+  MaskArguments<T> mask;  // all but out, hit and miss
+  bool training;
+  const T* before;  // forward: state = z before + (1 - z) state, and a copy of it, if wanted
+  T *state, *copy;
+  T *grad, *carry;  // backward: carry = z grad, and grad = (1 - z) grad
+};
+
 // ---- layer normalisation (norm.h)
 
 // Of a row of `gates` values for each of `units` units: its mean, and 1 / sqrt(variance + 1e-5).
@@ -282,6 +293,8 @@ struct Kernels {
   void (*outer)(const OuterArguments<T>&);
   void (*peephole)(const PeepholeArguments<T>&);
   void (*mask)(const MaskArguments<T>&);
+  void (*zone)(const ZoneArguments<T>&);
+  void (*zone_backward)(const ZoneArguments<T>&);
   void (*moments)(const MomentsArguments<T>&);
   void (*norm_step[static_cast<int>(StepPhase::count)])(const NormStepArguments<T>&);
   void (*norm_output)(const NormStepArguments<T>&);

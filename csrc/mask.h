@@ -103,4 +103,53 @@ void mask(const MaskArguments<T>& m) {
   }
 }
 
+// Calls visit(at, count, z) for each vector of units, `at` counted from the first.
+template <class T, class Visit>
+FASTRNN_INLINE void for_each_zone(const ZoneArguments<T>& a, const Visit& visit) {
+  using V = Vec<T>;
+  T drawn[philox_block + V::lanes];
+  const std::int64_t end = a.mask.first + a.mask.count;
+  for (std::int64_t first = a.mask.first; first < end;) {
+    const std::int64_t block_end = (first / philox_block + 1) * philox_block;
+    const std::int64_t last = block_end < end ? block_end : end;
+    if (a.training) {
+      MaskArguments<T> m = a.mask;
+      m.out = drawn;
+      m.first = first;
+      m.count = last - first;
+      m.hit = T(1);
+      m.miss = T(0);
+      mask(m);
+    }
+    for (std::int64_t u = first; u < last; u += V::lanes) {
+      const V z = a.training ? V::load(drawn + (u - first)) : V(static_cast<T>(a.mask.probability));
+      visit(u - a.mask.first, last - u, z);
+    }
+    first = last;
+  }
+}
+
+template <class T>
+void zone(const ZoneArguments<T>& a) {
+  using V = Vec<T>;
+  for_each_zone(a, [&](std::int64_t at, std::int64_t count, V z) {
+    const V before = V::load_up_to(a.before + at, count), state = V::load_up_to(a.state + at, count);
+    // Exactly one of the two where one is chosen, -0 and NaN included.
+    V zoned = z * before + (V(T(1)) - z) * state;
+    if (a.training) zoned = V(z.raw > V(T(0)).raw ? before.raw : state.raw);
+    zoned.store_up_to(a.state + at, count);
+    if (a.copy) zoned.store_up_to(a.copy + at, count);
+  });
+}
+
+template <class T>
+void zone_backward(const ZoneArguments<T>& a) {
+  using V = Vec<T>;
+  for_each_zone(a, [&](std::int64_t at, std::int64_t count, V z) {
+    const V grad = V::load_up_to(a.grad + at, count);
+    (z * grad).store_up_to(a.carry + at, count);
+    ((V(T(1)) - z) * grad).store_up_to(a.grad + at, count);
+  });
+}
+
 }  // namespace fastrnn::FASTRNN_TARGET

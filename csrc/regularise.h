@@ -23,14 +23,18 @@ struct Masks {
     const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
     draw(kind, p, T(0), scale, layer, d, step, row, first, count, out);
   }
-  // Ones with probability p: the old state stays; the probability itself outside of training.
-  void zoneout(MaskKind kind, double p, std::int64_t layer, std::int64_t d, std::int64_t step,
-               std::int64_t row, std::int64_t first, std::int64_t count, T* out) const {
-    if (noise.training) {
-      draw(kind, p, T(1), T(0), layer, d, step, row, first, count, out);
-    } else {
-      std::fill_n(out, count, static_cast<T>(p));
-    }
+  // Of zoneout, without pointers.
+  ZoneArguments<T> zoneout(MaskKind kind, double p, std::int64_t layer, std::int64_t d, std::int64_t step,
+                           std::int64_t row, std::int64_t first, std::int64_t count) const {
+    ZoneArguments<T> zone{};
+    zone.mask = arguments(kind, p, layer, d, step, row, first, count);
+    zone.training = noise.training;
+    return zone;
+  }
+  // Its mask: ones with probability p, where the old state stays.
+  void zoneout_mask(MaskKind kind, double p, std::int64_t layer, std::int64_t d, std::int64_t step,
+                    std::int64_t row, std::int64_t count, T* out) const {
+    draw(kind, p, T(1), T(0), layer, d, step, row, 0, count, out);
   }
   // Rows [first, first + count) of a copy of W_hh with dropped weights.
   void drop_weights(std::int64_t layer, std::int64_t d, const T* weight, std::int64_t columns,
@@ -45,28 +49,26 @@ struct Masks {
  private:
   void draw(MaskKind kind, double p, T hit, T miss, std::int64_t layer, std::int64_t d, std::int64_t step,
             std::int64_t row, std::int64_t first, std::int64_t count, T* out) const {
-    kernels.mask({out, first, count, seed, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(step),
-                  stream_of(kind, layer, d), p, hit, miss});
+    MaskArguments<T> mask = arguments(kind, p, layer, d, step, row, first, count);
+    mask.out = out;
+    mask.hit = hit;
+    mask.miss = miss;
+    kernels.mask(mask);
+  }
+
+  MaskArguments<T> arguments(MaskKind kind, double p, std::int64_t layer, std::int64_t d, std::int64_t step,
+                             std::int64_t row, std::int64_t first, std::int64_t count) const {
+    MaskArguments<T> mask{};
+    mask.first = first;
+    mask.count = count;
+    mask.seed = seed;
+    mask.row = static_cast<std::uint32_t>(row);
+    mask.step = static_cast<std::uint32_t>(step);
+    mask.stream = stream_of(kind, layer, d);
+    mask.probability = p;
+    return mask;
   }
 };
-
-// state = z before + (1 - z) state, exactly one of the two where z is 0 or 1.
-template <class T>
-void zone(const T* z, const T* before, T* state, std::int64_t count) {
-  for (std::int64_t u = 0; u < count; ++u) {
-    const T mixed = z[u] * before[u] + (1 - z[u]) * state[u];
-    state[u] = z[u] == 1 ? before[u] : z[u] == 0 ? state[u] : mixed;
-  }
-}
-
-// Backward: the parts of the gradient of the zoned state that go to the state before and to the new one.
-template <class T>
-void zone_backward(const T* z, T* grad, T* carry, std::int64_t count) {
-  for (std::int64_t u = 0; u < count; ++u) {
-    carry[u] = z[u] * grad[u];
-    grad[u] = (1 - z[u]) * grad[u];
-  }
-}
 
 template <class T>
 void multiply_by(const T* mask, T* values, std::int64_t count) {

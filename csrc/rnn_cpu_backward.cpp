@@ -243,8 +243,8 @@ class BackwardWorker : BackwardMember<T> {
         const T* dy = in.base + t * in.step + ids_[b] * in.row;
         if (dropout) {
           masks_.dropout(MaskKind::dropout, tape_.noise.dropout, layer, 0, t, ids_[b], 0,
-                         config_.output_size(), zone_row());
-          multiply_by(zone_row(), buffers_.between + row * config_.output_size(), config_.output_size());
+                         config_.output_size(), mask_row());
+          multiply_by(mask_row(), buffers_.between + row * config_.output_size(), config_.output_size());
         }
         if (merges(config_)) {
           split_merge(config_.merge, width, dy, tape_.chain(layer, 0).h + row * width,
@@ -283,7 +283,7 @@ class BackwardWorker : BackwardMember<T> {
   T* dc_row(int d, std::int64_t b) const {
     return buffers_.dc + (d * tape_.batch + first_row_ + b) * buffers_.c_stride;
   }
-  T* zone_row() const { return buffers_.zone + thread_ * buffers_.zone_stride; }
+  T* mask_row() const { return buffers_.mask + thread_ * buffers_.mask_stride; }
   T* row_of(T* buffer, int d, std::int64_t b) const {
     return buffer + (d * tape_.batch + first_row_ + b) * buffers_.h_stride;
   }
@@ -425,15 +425,18 @@ class BackwardWorker : BackwardMember<T> {
       if (noise.zoneout_h > 0) {
         T* const dh = dh_row(d, b) + state_.first_unit;
         if (has_grad_y) add_to(grad_y_rows_[b], dh, state_.units);
-        masks_.zoneout(MaskKind::zoneout_h, noise.zoneout_h, layer, d, t, ids_[b], state_.first_unit,
-                       state_.units, zone_row());
-        zone_backward(zone_row(), dh, row_of(buffers_.carry_h, d, b) + state_.first_unit, state_.units);
+        ZoneArguments<T> zone = masks_.zoneout(MaskKind::zoneout_h, noise.zoneout_h, layer, d, t, ids_[b],
+                                               state_.first_unit, state_.units);
+        zone.grad = dh;
+        zone.carry = row_of(buffers_.carry_h, d, b) + state_.first_unit;
+        kernels_.zone_backward(zone);
       }
       if (noise.zoneout_c > 0) {
-        masks_.zoneout(MaskKind::zoneout_c, noise.zoneout_c, layer, d, t, ids_[b], hidden_.first_unit,
-                       hidden_.units, zone_row());
-        zone_backward(zone_row(), dc_row(d, b) + hidden_.first_unit, carry_c_row(d, b) + hidden_.first_unit,
-                      hidden_.units);
+        ZoneArguments<T> zone = masks_.zoneout(MaskKind::zoneout_c, noise.zoneout_c, layer, d, t, ids_[b],
+                                               hidden_.first_unit, hidden_.units);
+        zone.grad = dc_row(d, b) + hidden_.first_unit;
+        zone.carry = carry_c_row(d, b) + hidden_.first_unit;
+        kernels_.zone_backward(zone);
       }
     }
   }
@@ -652,8 +655,8 @@ void lay_out(Arena& arena, const Driver<T>& driver, const CpuTape<T>& tape, cons
   }
   if (noise.zoneout_h > 0) buffers.carry_h = arena.take<T>(directions * tape.batch * buffers.h_stride);
   if (noise.zoneout_c > 0) buffers.carry_c = arena.take<T>(directions * tape.batch * buffers.c_stride);
-  buffers.zone_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
-  buffers.zone = arena.take<T>(threads * buffers.zone_stride);
+  buffers.mask_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
+  buffers.mask = arena.take<T>(threads * buffers.mask_stride);
   if (noise.weight_drop > 0) {
     buffers.dropped = arena.take<T>(config.num_layers * directions * config.gates() * config.hidden_size *
                                     config.state_size());

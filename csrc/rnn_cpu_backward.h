@@ -28,7 +28,7 @@ struct BackwardBuffers {
   T* masked_h;        // (D, B, h_stride): it, where the cell's math reads it
   T* carry_h;         // (D, B, h_stride): gradient that zoneout passes on
   T* carry_c;         // (D, B, c_stride)
-  T* zone;            // (threads, zone_stride): a mask
+  T* mask;            // (threads, mask_stride): of dropout
   T* dropped;         // (L*D, G*H, R): W_hh with dropped weights
   T* masked_grad;     // (threads, rows per thread, width): gradients of a masked input
   SequenceMasks<T> masks;
@@ -41,7 +41,7 @@ struct BackwardBuffers {
   Checksums* checksums;
   const T** rows;  // (threads, 6, rows per thread)
   T** out_rows;    // (threads, 2, rows per thread)
-  std::int64_t h_stride, c_stride, zone_stride, masked_grad_stride, chunk, rows_per_thread;
+  std::int64_t h_stride, c_stride, mask_stride, masked_grad_stride, chunk, rows_per_thread;
 };
 
 // Rows of all steps behind one another, and the packed weights that the steps share.

@@ -26,7 +26,7 @@ struct Buffers {
   T* staged;     // (threads, block rows, width): rows of an x whose elements are not adjacent, masked rows
   T* masked[2];  // (L*D, B, h_stride) each: operand, where that is a masked h
   T* c_before;   // (D, B, c_stride): for zoneout
-  T* zone;       // (threads, zone_stride): its mask
+  T* mask;       // (threads, mask_stride): of dropout
   T* dropped;    // (L*D, G*H, R): W_hh with dropped weights
   SequenceMasks<T> masks;
   // Layer norm: products with h (D, B, raw_stride); c_t and o (D, B, c_stride); moments of rows (threads,
@@ -34,7 +34,7 @@ struct Buffers {
   T *raw, *candidate, *gate_o, *moments_x, *moments;
   const T** operand_rows;
   T** raw_rows;
-  std::int64_t h_stride, c_stride, zone_stride, raw_stride;
+  std::int64_t h_stride, c_stride, mask_stride, raw_stride;
   std::int64_t block_steps, block_rows, group_rows, slots_per_thread, staged_per_thread;
 };
 
@@ -378,25 +378,28 @@ class ForwardWorker : Member {
   // What happens to own units of the new state: zoneout, the mask of what the next products read, and copies
   // of every step's state.
   void regularise_step(std::int64_t layer, int d, std::int64_t s, std::int64_t n) const {
-    T* const z = buffers_.zone + thread_ * buffers_.zone_stride;
     for (std::int64_t b = 0; b < n; ++b) {
       const std::int64_t t = time(s, b, d == 1), id = ids_[b];
       T* const h = h_row(layer, d, b, s + 1) + state_.first_unit;
       if (noise_.zoneout_h > 0) {
-        masks_.zoneout(MaskKind::zoneout_h, noise_.zoneout_h, layer, d, t, id, state_.first_unit,
-                       state_.units, z);
-        zone(z, h_row(layer, d, b, s) + state_.first_unit, h, state_.units);
-        std::copy_n(h, state_.units, y_rows_[b]);
+        ZoneArguments<T> zone = masks_.zoneout(MaskKind::zoneout_h, noise_.zoneout_h, layer, d, t, id,
+                                               state_.first_unit, state_.units);
+        zone.before = h_row(layer, d, b, s) + state_.first_unit;
+        zone.state = h;
+        zone.copy = y_rows_[b];
+        kernels_.zone(zone);
       }
       if (noise_.zoneout_c > 0) {
-        masks_.zoneout(MaskKind::zoneout_c, noise_.zoneout_c, layer, d, t, id, hidden_.first_unit,
-                       hidden_.units, z);
         T* const c = c_row(layer, d, b) + hidden_.first_unit;
         if (tape_ && tape_->chain(layer, d).candidate) {
           std::copy_n(c, hidden_.units, tape_->chain(layer, d).candidate + kept_c(s, b));
         }
-        zone(z, c_before_row(d, b) + hidden_.first_unit, c, hidden_.units);
-        if (tape_) std::copy_n(c, hidden_.units, tape_->chain(layer, d).c + kept_c(s, b));
+        ZoneArguments<T> zone = masks_.zoneout(MaskKind::zoneout_c, noise_.zoneout_c, layer, d, t, id,
+                                               hidden_.first_unit, hidden_.units);
+        zone.before = c_before_row(d, b) + hidden_.first_unit;
+        zone.state = c;
+        zone.copy = tape_ ? tape_->chain(layer, d).c + kept_c(s, b) : nullptr;
+        kernels_.zone(zone);
       }
       mask_operand(layer, d, b, s + 1);
       const std::int64_t row =
@@ -661,7 +664,7 @@ class ForwardWorker : Member {
       stride == sizeof(T) ? add(sizeof(T)) : add(stride);
     }
     if (dropout_at(config_, noise_.dropout, layer)) {
-      T* const mask = buffers_.zone + thread_ * buffers_.zone_stride;
+      T* const mask = buffers_.mask + thread_ * buffers_.mask_stride;
       masks_.dropout(MaskKind::dropout, noise_.dropout, layer, 0, t, row, first, count, mask);
       multiply_by(mask, y, count);
     }
@@ -764,8 +767,8 @@ void lay_out(Arena& arena, const Driver<T>& driver, const Forward<T>& call, Buff
   if (noise.zoneout_c > 0) {
     buffers.c_before = arena.take<T>(config.directions() * call.batch * buffers.c_stride);
   }
-  buffers.zone_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
-  buffers.zone = arena.take<T>(threads * buffers.zone_stride);
+  buffers.mask_stride = round_up(std::max(config.hidden_size, config.output_size()), lanes);
+  buffers.mask = arena.take<T>(threads * buffers.mask_stride);
   if (noise.weight_drop > 0) {
     buffers.dropped = arena.take<T>(chains * config.gates() * config.hidden_size * config.state_size());
   }

@@ -84,9 +84,10 @@ def initialize(
     init : {"torch", "glorot", "he", "orthogonal", "identity"}
         ``"torch"`` draws everything, biases too, from U(-1/sqrt(H), 1/sqrt(H)). The others leave
         biases and peepholes at 0. Gains of layer norm are 1 and its biases 0, always. Of one gate's
-        weights, ``"glorot"`` is the uniform rule of [1]_; ``"he"`` the normal one of [2]_; ``"orthogonal"`` makes recurrent and projection weights
-        orthogonal [3]_ and input weights glorot; ``"identity"`` is the IRNN of [5]_: recurrent
-        weights are the identity, input weights N(0, 0.001²).
+        weights, ``"glorot"`` is the uniform rule of [1]_; ``"he"`` the normal one of [2]_;
+        ``"orthogonal"`` makes recurrent and projection weights orthogonal [3]_ and input weights
+        glorot; ``"identity"`` is the IRNN of [5]_: recurrent weights are the identity, input
+        weights N(0, 0.001²).
     shapes : mapping of str to tuple of int
         Shapes by torch's parameter names.
     hidden_size : int

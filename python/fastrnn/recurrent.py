@@ -121,8 +121,10 @@ class Recurrent(Generic[State]):
     Notes
     -----
     With layer norm [1]_, W_ih·x_t becomes norm_ih_weight * LN(W_ih·x_t) + norm_ih_bias, and
-    W_hh·h_{t-1} likewise, where LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over all G·H values of a row; biases
-    are added after it. For `LSTM`, h_t = o * tanh(norm_c_weight * LN(c_t) + norm_c_bias).
+    W_hh·h_{t-1} likewise, where LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over all G·H values of
+    a row; biases are added after it. Of the GRU with ``reset_after=False``, whose two products with
+    h depend on each other, each is normalised by itself. For `LSTM`,
+    h_t = o * tanh(norm_c_weight * LN(c_t) + norm_c_bias).
     Zoneout is h_t = z * h_{t-1} + (1 - z) * h̃_t for the h̃_t that the cell computes, and likewise
     for c. What is dropped is zero, and the rest is scaled by 1 / (1 - p).
 
