@@ -196,7 +196,8 @@ struct ZoneArguments {
   bool training;
   const T* before;  // forward: state = z before + (1 - z) state, and a copy of it, if wanted
   T *state, *copy;
-  T *grad, *carry;  // backward: carry = z grad, and grad = (1 - z) grad
+  const T* grad_more;  // backward: is added to grad first, if given; then
+  T *grad, *carry;     // carry = z grad, and grad = (1 - z) grad
 };
 
 // ---- layer normalisation (norm.h)

@@ -146,7 +146,8 @@ template <class T>
 void zone_backward(const ZoneArguments<T>& a) {
   using V = Vec<T>;
   for_each_zone(a, [&](std::int64_t at, std::int64_t count, V z) {
-    const V grad = V::load_up_to(a.grad + at, count);
+    V grad = V::load_up_to(a.grad + at, count);
+    if (a.grad_more) grad = grad + V::load_up_to(a.grad_more + at, count);
     (z * grad).store_up_to(a.carry + at, count);
     ((V(T(1)) - z) * grad).store_up_to(a.grad + at, count);
   });

@@ -44,7 +44,6 @@ class BackwardWorker : BackwardMember<T> {
   using Base::masks_;
   using Base::max_steps_;
   using Base::meet_all;
-  using Base::meet_group;
   using Base::meet_slices;
   using Base::mine;
   using Base::out_rows_;
@@ -423,11 +422,10 @@ class BackwardWorker : BackwardMember<T> {
     for (std::int64_t b = 0; b < n; ++b) {
       const std::int64_t t = time(s, b, d == 1);
       if (noise.zoneout_h > 0) {
-        T* const dh = dh_row(d, b) + state_.first_unit;
-        if (has_grad_y) add_to(grad_y_rows_[b], dh, state_.units);
         ZoneArguments<T> zone = masks_.zoneout(MaskKind::zoneout_h, noise.zoneout_h, layer, d, t, ids_[b],
                                                state_.first_unit, state_.units);
-        zone.grad = dh;
+        zone.grad_more = has_grad_y ? grad_y_rows_[b] : nullptr;
+        zone.grad = dh_row(d, b) + state_.first_unit;
         zone.carry = row_of(buffers_.carry_h, d, b) + state_.first_unit;
         kernels_.zone_backward(zone);
       }
