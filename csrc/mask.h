@@ -17,7 +17,8 @@ struct Words {
 };
 
 // High and low halves of the products of all words and a constant.
-FASTRNN_INLINE void multiply_words(Words::Raw x, std::uint32_t factor, Words::Raw& high, Words::Raw& low) {
+FASTRNN_INLINE void multiply_words(const Words::Raw& x, std::uint32_t factor, Words::Raw& high,
+                                   Words::Raw& low) {
   const auto pairs = reinterpret_cast<Words::Wide>(x);
 #if defined(__AVX512F__)
   constexpr auto all = static_cast<__mmask8>(-1);
@@ -58,14 +59,15 @@ FASTRNN_INLINE void philox(std::uint64_t seed, std::uint32_t first, std::uint32_
 }
 
 // Of two values, by words that are all ones or all zeros.
-FASTRNN_INLINE void choose(Words::Signed where, float hit, float miss, float (&values)[Words::count]) {
+FASTRNN_INLINE void choose(const Words::Signed& where, float hit, float miss, float (&values)[Words::count]) {
   std::int32_t hit_bits, miss_bits;
   __builtin_memcpy(&hit_bits, &hit, sizeof(hit));
   __builtin_memcpy(&miss_bits, &miss, sizeof(miss));
   const Words::Signed chosen = (where & hit_bits) | (~where & miss_bits);
   __builtin_memcpy(values, &chosen, sizeof(values));
 }
-FASTRNN_INLINE void choose(Words::Signed where, double hit, double miss, double (&values)[Words::count]) {
+FASTRNN_INLINE void choose(const Words::Signed& where, double hit, double miss,
+                           double (&values)[Words::count]) {
   using Halves __attribute__((vector_size(128))) = std::int64_t;
   std::int64_t hit_bits, miss_bits;
   __builtin_memcpy(&hit_bits, &hit, sizeof(hit));

@@ -4,6 +4,7 @@
 run fused C++ kernels on NumPy arrays.
 """
 
+from fastrnn import losses, optimizers
 from fastrnn.functional import Tape, __version__, get_num_threads, set_num_threads, show_config
 from fastrnn.recurrent import GRU, LSTM, RNN, Gradients
 from fastrnn.truncation import Window, tbptt
@@ -17,6 +18,8 @@ __all__ = [
     "Window",
     "__version__",
     "get_num_threads",
+    "losses",
+    "optimizers",
     "set_num_threads",
     "show_config",
     "tbptt",
