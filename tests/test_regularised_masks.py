@@ -702,3 +702,38 @@ def test_parameters_of_a_layer_without_norm_do_not_fit(rng: Rng) -> None:
     coupled = fastrnn.LSTM(3, 16, coupled=True, peephole=True)
     with pytest.raises(ValueError, match=r"weight_peep_l0: expected \(2, 16\), got \(3, 16\)"):
         coupled.load_state_dict(fastrnn.LSTM(3, 16, peephole=True).state_dict())
+
+
+@pytest.mark.parametrize("name", ["dropout", "recurrent_dropout", "input_dropout", "weight_drop"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, "a", None])
+def test_probabilities_are_checked_when_they_are_set(name: str, value: Any) -> None:
+    layer = fastrnn.GRU(3, 4, 2)
+    with pytest.raises((TypeError, ValueError), match=f"{name}: expected"):
+        setattr(layer, name, value)
+    setattr(layer, name, 0.5)
+    assert getattr(layer, name) == 0.5
+
+
+def test_zoneout_that_is_set_later_acts_on_steps_too() -> None:
+    layer = fastrnn.LSTM(3, 4, seed=0).eval()
+    x = np.ones((1, 2, 3), np.float32)
+    before = layer.step(x[0])[0]
+    layer.zoneout = (0.5, 0.25)
+    after = layer.step(x[0])[0]
+    assert (after != before).any()
+    np.testing.assert_array_equal(after, layer(x)[0][0])
+    with pytest.raises(ValueError, match="zoneout: expected a number or a pair"):
+        layer.zoneout = (0.1,)
+
+
+@pytest.mark.parametrize("name", ["merge", "residual", "layer_norm", "clip", "coupled"])
+def test_what_makes_a_layer_cannot_be_set(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"{name}: expected no change"):
+        setattr(fastrnn.LSTM(3, 4), name, True)
+
+
+@pytest.mark.parametrize("options", [{"forget_bias": 1e300}, {"clip": 1e-300}])
+def test_numbers_that_the_dtype_has_not(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        fastrnn.LSTM(3, 4, **options)
+    fastrnn.LSTM(3, 4, **options, dtype=np.float64)

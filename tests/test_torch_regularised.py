@@ -775,7 +775,12 @@ def test_half_precision(name: str, options: dict[str, Any]) -> None:
     expected = seeded(module, x, **given, return_all_states=True)
     outputs = seeded(module.bfloat16(), x.bfloat16(), **given, return_all_states=True)
     assert all(tensor.dtype == torch.bfloat16 for tensor in leaves(outputs))
-    assert_near([y.float() for y in leaves(outputs)], leaves(expected), 0.1)
+    # Layer norm of few units is ill-conditioned: how far do rounded numbers lead by themselves?
+    rounded = make(name, torch.float32, **options)
+    rounded.load_state_dict(module.state_dict())
+    nearby = seeded(rounded, x.bfloat16().float(), **given, return_all_states=True)
+    for y, e, n in zip(leaves(outputs), leaves(expected), leaves(nearby), strict=True):
+        assert (y.float() - n).abs().mean() <= 4 * (n - e).abs().mean() + 2**-8
     weighted(outputs).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
@@ -1052,3 +1057,24 @@ def test_bad_calls(dtype: Any) -> None:
         module(draw(T, B, INPUTS, dtype=dtype), return_all_states=1)
     with pytest.raises(ValueError, match="4 inputs"):
         module(draw(T, B, INPUTS + 1, dtype=dtype), return_all_states=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 3), (0, 2, 3)])
+def test_empty_inputs(shape: tuple[int, ...]) -> None:
+    module = fastrnn.torch.LSTM(3, 4, layer_norm=True, zoneout=0.2, recurrent_dropout=0.1)
+    x = torch.zeros(shape, requires_grad=True)
+    y, (h, _) = module(x)
+    (y.sum() + h.sum()).backward()
+    assert y.shape == (*shape[:2], 4)
+    assert x.grad.shape == shape
+
+
+def test_options_that_are_set_later() -> None:
+    module = fastrnn.torch.LSTM(3, 4, layer_norm=True)
+    with pytest.raises(ValueError, match="zoneout: expected a number in"):
+        module.zoneout = 2
+    module(torch.zeros(2, 1, 3))
+    module.zoneout = 0.5
+    for name in ("merge", "clip", "layer_norm"):
+        with pytest.raises(AttributeError, match=f"{name}: expected no change"):
+            setattr(module, name, None)

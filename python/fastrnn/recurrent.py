@@ -93,13 +93,14 @@ class Recurrent(Generic[State]):
         ``norm_hh_bias_l{k}`` (G·H), and for `LSTM` ``norm_c_weight_l{k}`` and
         ``norm_c_bias_l{k}`` (H).
     recurrent_dropout : float, default 0
-        Probability of a zero in the h_{t-1} that W_hh multiplies, in training mode: one mask per
-        sequence and unit [2]_.
+        Probability of a zero in the h_{t-1} that W_hh multiplies, in training mode: one mask for
+        all steps of a row in a call [2]_, through resets too.
     input_dropout : float, default 0
         The same for the input of every layer.
     zoneout : float, default 0
         Probability that a unit keeps its state for a step [3]_: drawn anew for each step in
-        training mode, by expectation in evaluation mode. For `LSTM` also a pair (of h, of c).
+        training mode, by expectation in evaluation mode. For `LSTM` of h and c alike, or a pair
+        (of h, of c).
     weight_drop : float, default 0
         Probability of a zero in W_hh, in training mode: one mask per call [4]_.
     init : {"torch", "glorot", "he", "orthogonal"}, default "torch"
@@ -126,11 +127,13 @@ class Recurrent(Generic[State]):
     h depend on each other, each is normalised by itself. For `LSTM`,
     h_t = o * tanh(norm_c_weight * LN(c_t) + norm_c_bias).
     Zoneout is h_t = z * h_{t-1} + (1 - z) * h̃_t for the h̃_t that the cell computes, and likewise
-    for c. What is dropped is zero, and the rest is scaled by 1 / (1 - p).
+    for c: what else a step of the LSTM does with its new c, it does with c̃_t. What is dropped is
+    zero, and the rest is scaled by 1 / (1 - p).
 
     Masks are a function of the layer's seed and of the number of random calls before: they depend
     neither on the number of threads nor on the machine, and `backward` draws them again instead of
-    storing them.
+    storing them. Probabilities may be changed between calls; what decides about parameters and
+    equations may not.
 
     References
     ----------
@@ -165,6 +168,13 @@ class Recurrent(Generic[State]):
         "zoneout": 0.0,
         "weight_drop": 0.0,
     }
+    # These may change at any time, as may `zoneout` and `batch_first`.
+    _PROBABILITIES: ClassVar[tuple[str, ...]] = (
+        "dropout",
+        "recurrent_dropout",
+        "input_dropout",
+        "weight_drop",
+    )
     zoneout: float | tuple[float, float]
 
     _engine: functional.Engine
@@ -201,17 +211,17 @@ class Recurrent(Generic[State]):
         self.hidden_size = functional.integer("hidden_size", hidden_size, 1)
         self.num_layers = functional.integer("num_layers", num_layers, 1)
         self.bias = functional.boolean("bias", bias)
-        self.batch_first = functional.boolean("batch_first", batch_first)
-        self.dropout = functional.number("dropout", dropout, 0, 1)
+        self.batch_first = batch_first
+        self.dropout = dropout
         self.bidirectional = functional.boolean("bidirectional", bidirectional)
         self.proj_size = functional.integer("proj_size", proj_size, 0, self.hidden_size)
         self.merge = functional.choice("merge", merge, functional.MERGES)
         self.residual = functional.boolean("residual", residual)
         self.layer_norm = functional.boolean("layer_norm", layer_norm)
-        self.recurrent_dropout = functional.number("recurrent_dropout", recurrent_dropout, 0, 1)
-        self.input_dropout = functional.number("input_dropout", input_dropout, 0, 1)
-        self.zoneout = self._zoneout(zoneout)
-        self.weight_drop = functional.number("weight_drop", weight_drop, 0, 1)
+        self.recurrent_dropout = recurrent_dropout
+        self.input_dropout = input_dropout
+        self.zoneout = zoneout
+        self.weight_drop = weight_drop
         self.dtype = functional.float_dtype("dtype", dtype)
         if device != "cpu":
             raise ValueError(f"device: expected 'cpu' (this build has no CUDA), got {device!r}")
@@ -314,12 +324,15 @@ class Recurrent(Generic[State]):
         ((5, 3, 32), (2, 3, 16))
         """
         parameters = None
-        if self._training:
-            if self.weight_drop:
+        noise = self._noise()
+        if noise.training:
+            if noise.weight_drop:
                 parameters = tuple(self._parameters.values())
             else:
                 self._pack()
-        return self._run(x, state, lengths, resets, return_all_states, parameters, keep=False)
+        return self._run(
+            x, state, lengths, resets, return_all_states, parameters, noise, keep=False
+        )
 
     def _run(
         self,
@@ -329,26 +342,30 @@ class Recurrent(Generic[State]):
         resets: ArrayLike | None,
         all_states: bool,
         parameters: tuple[FloatArray, ...] | None,
+        noise: functional.Noise,
         *,
         keep: bool,
     ) -> Any:
-        noise = self._noise()
-        result = functional.forward(
-            self._engine,
-            x,
-            state,
-            lengths,
-            resets,
-            self.batch_first,
-            noise,
-            self._mask_seed,
-            parameters,
-            keep=keep,
-            all_states=functional.boolean("return_all_states", all_states),
-        )
-        if noise.is_random:
-            self._mask_seed += 1  # not before: a failed call leaves the layer as it was
-        return result
+        all_states = functional.boolean("return_all_states", all_states)
+        seed = self._mask_seed
+        self._mask_seed += noise.is_random  # at once, for calls from several threads
+        try:
+            return functional.forward(
+                self._engine,
+                x,
+                state,
+                lengths,
+                resets,
+                self.batch_first,
+                noise,
+                seed,
+                parameters,
+                keep=keep,
+                all_states=all_states,
+            )
+        except Exception:
+            self._mask_seed -= noise.is_random  # a failed call leaves the layer as it was
+            raise
 
     def check(
         self,
@@ -424,7 +441,8 @@ class Recurrent(Generic[State]):
         True
         """
         parameters = tuple(self._parameters.values())
-        return self._run(x, state, lengths, resets, return_all_states, parameters, keep=True)
+        noise = self._noise()
+        return self._run(x, state, lengths, resets, return_all_states, parameters, noise, keep=True)
 
     def backward(
         self,
@@ -671,6 +689,21 @@ class Recurrent(Generic[State]):
         self.train(self._training)
         return keys
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._PROBABILITIES:
+            value = functional.number(name, value, 0, 1)
+        elif name == "zoneout":
+            value = self._zoneout(value)
+        elif name == "batch_first":
+            value = functional.boolean(name, value)
+        elif name in self._DEFAULTS and "_engine" in self.__dict__:
+            raise AttributeError(
+                f"{name}: expected no change once the layer is made, got {value!r}"
+            )
+        super().__setattr__(name, value)
+        if name == "zoneout" and "_engine" in self.__dict__:
+            self._engine.set_zoneout(*self._zoneouts())
+
     def __repr__(self) -> str:
         shown = [str(self.input_size), str(self.hidden_size)]
         for name, default in self._DEFAULTS.items():
@@ -853,7 +886,8 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         self.peephole = functional.boolean("peephole", peephole)
         self.coupled = functional.boolean("coupled", coupled)
         self.clip = None if clip is None else functional.number("clip", clip)
-        if self.clip is not None and not self.clip > 0:
+        least = float(np.finfo(functional.float_dtype("dtype", dtype)).tiny)
+        if self.clip is not None and self.clip < least:
             raise ValueError(f"clip: expected a number > 0, got {clip}")
         super().__init__(
             "lstm" + ("_coupled" if coupled else "") + ("_peephole" if peephole else ""),
@@ -880,6 +914,8 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         )
         if forget_bias is not None:
             forget_bias = functional.number("forget_bias", forget_bias)
+            if abs(forget_bias) > float(np.finfo(self.dtype).max):
+                raise ValueError(f"forget_bias: expected a finite {self.dtype}, got {forget_bias}")
             if not self.bias:
                 raise ValueError(f"forget_bias: expected None for bias=False, got {forget_bias}")
             if self.coupled:

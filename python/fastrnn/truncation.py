@@ -75,7 +75,8 @@ def tbptt(
     Notes
     -----
     This is BPTT(k; k) in the notation of [1]_. Outputs are bit for bit those of the whole sequence
-    as long as the parameters stay the same.
+    as long as the parameters stay the same and nothing is random: each window is a call of its own
+    and draws masks of its own, those of ``recurrent_dropout`` too.
 
     References
     ----------

@@ -149,6 +149,17 @@ class Sequence(_Kernels, nn.RNNBase):
         "zoneout",
     )
 
+    # What the kernels are made for.
+    _FIXED: ClassVar[tuple[str, ...]] = (
+        "merge",
+        "residual",
+        "layer_norm",
+        "peephole",
+        "coupled",
+        "clip",
+        "reset_after",
+    )
+
     def _cell(self) -> str:
         raise NotImplementedError
 
@@ -184,12 +195,21 @@ class Sequence(_Kernels, nn.RNNBase):
         self.merge = functional.choice("merge", merge, functional.MERGES)
         self.residual = functional.boolean("residual", residual)
         self.layer_norm = functional.boolean("layer_norm", layer_norm)
-        self.recurrent_dropout = functional.number("recurrent_dropout", recurrent_dropout, 0, 1)
-        self.input_dropout = functional.number("input_dropout", input_dropout, 0, 1)
-        self.weight_drop = functional.number("weight_drop", weight_drop, 0, 1)
-        self.zoneout = self._zoneout_of(zoneout)
+        self.recurrent_dropout = recurrent_dropout
+        self.input_dropout = input_dropout
+        self.weight_drop = weight_drop
+        self.zoneout = zoneout
         if self._extras():
             self._make_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("recurrent_dropout", "input_dropout", "weight_drop"):
+            value = functional.number(name, value, 0, 1)
+        elif name == "zoneout":
+            value = self._zoneout_of(value)
+        elif name in self._FIXED and self.__dict__.get("_kernels") is not None:
+            raise AttributeError(f"{name}: expected no change after the first call, got {value!r}")
+        super().__setattr__(name, value)
 
     def _zoneout_of(self, zoneout: Any) -> float | tuple[float, float]:
         return functional.number("zoneout", zoneout, 0, 1)
@@ -341,7 +361,7 @@ class Sequence(_Kernels, nn.RNNBase):
         packed = isinstance(input, PackedSequence)
         if x.dim() != 2 and (packed or x.dim() != 3):
             return False
-        if x.size(-1) != self.input_size or 0 in x.shape[:-1]:
+        if x.size(-1) != self.input_size or (0 in x.shape[:-1] and not self._extras()):
             return False
         if h is None:
             return True
@@ -568,6 +588,15 @@ class LSTM(Sequence, nn.LSTM):
                 raise ValueError(f"forget_bias: expected None for {given}, got {value}")
         self.forget_bias = value
         self._set_constants()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("recurrent_dropout", "input_dropout", "weight_drop"):
+            value = functional.number(name, value, 0, 1)
+        elif name == "zoneout":
+            value = self._zoneout_of(value)
+        elif name in self._FIXED and self.__dict__.get("_kernels") is not None:
+            raise AttributeError(f"{name}: expected no change after the first call, got {value!r}")
+        super().__setattr__(name, value)
 
     def _zoneout_of(self, zoneout: Any) -> float | tuple[float, float]:
         if not isinstance(zoneout, (tuple, list)):
