@@ -62,6 +62,7 @@ __all__ = [
     "fma_peak",
     "forward",
     "get_num_threads",
+    "listed",
     "mask",
     "read_bandwidth",
     "read_tensors_of",
@@ -155,7 +156,7 @@ def view(name: str, value: Any) -> NDArray[Any]:
         raise TypeError(f"{name}: expected an array, got {kind}: {error}") from error
 
 
-def _listed(name: str, expected: str, value: Any) -> NDArray[Any]:
+def listed(name: str, expected: str, value: Any) -> NDArray[Any]:
     """Convert an array or nested lists, or raise an error that names the argument."""
     try:
         array: NDArray[Any] = np.asanyarray(value)
@@ -186,7 +187,7 @@ def float_array(
         # NumPy reads no tensor that has a gradient, lies on a GPU or is bfloat16.
         value = value.detach().cpu()
         value = value.double() if value.is_floating_point() else value
-    array = _listed(name, "floats", value)
+    array = listed(name, "floats", value)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected floats, got {array.shape} {array.dtype}")
     with np.errstate(over="ignore"):
@@ -198,7 +199,7 @@ def float_array(
 
 def integer_lengths(lengths: ArrayLike) -> NDArray[np.int64]:
     """Return integers of any type as int64, or raise an error that names the argument."""
-    values = _listed("lengths", "integers (B,)", lengths)
+    values = listed("lengths", "integers (B,)", lengths)
     # An empty list has no integers to show its type by.
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths: expected integers (B,), got {values.shape} {values.dtype}")
@@ -213,7 +214,7 @@ def sequence(
         x if type(x) is np.ndarray else view("x", x),
         state if state is None else view_state(state),
         None if lengths is None else integer_lengths(lengths),
-        None if resets is None else _listed("resets", "bools", resets),
+        None if resets is None else listed("resets", "bools", resets),
     )
 
 
