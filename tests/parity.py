@@ -55,9 +55,12 @@ def together(cell: str) -> dict[str, Any]:
 def make_layer(
     cell: str, input_size: int, hidden_size: int, rng: np.random.Generator, **options: Any
 ) -> Any:
-    """A layer of `cell` whose parameters, biases included, are uniform in +-1/sqrt(H)."""
+    """A layer of `cell` whose parameters, biases included, are uniform in +-1/sqrt(H).
+
+    Its masks are the same in every run, as are the numbers of `rng`.
+    """
     kind, cell_options = LAYERS[cell]
-    layer = kind(input_size, hidden_size, **cell_options, **options)
+    layer = kind(input_size, hidden_size, **cell_options, **{"seed": 0, **options})
     bound = 1 / math.sqrt(hidden_size)
     layer.load_state_dict(
         {name: rng.uniform(-bound, bound, p.shape) for name, p in layer.parameters.items()}
