@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     # (kind of weight such as "weight_ih", rows, columns, generator) -> block
     Rule = Callable[[str, int, int, np.random.Generator], FloatArray]
 
-__all__ = ["initialize", "set_forget_bias"]
+__all__ = ["initialize", "initialize_dense", "set_forget_bias"]
 
 
 def _glorot(kind: str, rows: int, columns: int, generator: np.random.Generator) -> FloatArray:
@@ -145,3 +145,51 @@ def set_forget_bias(parameters: Mapping[str, FloatArray], hidden_size: int, valu
     for name, array in parameters.items():
         if name.startswith("bias"):
             array[forget] = value if name.startswith("bias_ih") else 0
+
+
+def initialize_dense(
+    init: str,
+    inputs: int,
+    units: int,
+    bias: bool,
+    generator: np.random.Generator,
+    dtype: np.dtype[np.floating[Any]],
+) -> dict[str, FloatArray]:
+    """Draw the parameters of an affine map.
+
+    Parameters
+    ----------
+    init : {"torch", "glorot", "he", "orthogonal"}
+        ``"torch"`` draws weights and biases from U(-1/sqrt(F), 1/sqrt(F)) for F inputs. The others
+        are those of `initialize`, with biases 0.
+    inputs, units : int
+        Columns F and rows of the weight.
+    bias : bool
+        Whether there is a bias.
+    generator : numpy.random.Generator
+        Source of randomness.
+    dtype : numpy.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``weight`` (units, F) and ``bias`` (units,).
+
+    Examples
+    --------
+    >>> generator = np.random.default_rng(0)
+    >>> parameters = initialize_dense("glorot", 3, 2, True, generator, np.dtype(float))
+    >>> parameters["weight"].shape, parameters["bias"].tolist()
+    ((2, 3), [0.0, 0.0])
+    """
+    bound = 1 / math.sqrt(inputs)
+    if init == "torch":
+        weight: FloatArray = generator.uniform(-bound, bound, (units, inputs))
+    else:
+        weight = _RULES[init]("weight", units, inputs, generator)
+    arrays: dict[str, FloatArray] = {"weight": weight}
+    if bias:
+        torch_like = init == "torch"
+        arrays["bias"] = generator.uniform(-bound, bound, units) if torch_like else np.zeros(units)
+    return {name: np.array(array, dtype, order="C") for name, array in arrays.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss", "get"]
 
 
-def _read(
+def read_array(
     name: str, value: Any, kinds: str, expected: str, *shapes: tuple[int, ...]
 ) -> NDArray[Any]:
     """Read an array or lists of one of the `kinds` and, if given, one of the `shapes`."""
@@ -41,7 +41,9 @@ def _read(
     return array
 
 
-def _select(array: NDArray[Any], valid: NDArray[np.bool_] | None, axes: int) -> NDArray[Any]:
+def select_positions(
+    array: NDArray[Any], valid: NDArray[np.bool_] | None, axes: int
+) -> NDArray[Any]:
     """Join the first `axes` axes to one of the valid positions."""
     if valid is not None:
         return array[valid]
@@ -124,12 +126,12 @@ class Loss:
 
         valid = None
         if mask is not None:
-            valid = _read("mask", mask, "b", f"bools {positions}", positions)
+            valid = read_array("mask", mask, "b", f"bools {positions}", positions)
         targets = self._read_target(target, positions, n)
         sample_weights = self._read_sample_weight(sample_weight, positions)
-        rows = _select(prediction, valid, len(positions))
-        targets = _select(targets, valid, len(positions))
-        weights = _weights("sample_weight", _select(sample_weights, valid, len(positions)))
+        rows = select_positions(prediction, valid, len(positions))
+        targets = select_positions(targets, valid, len(positions))
+        weights = _weights("sample_weight", select_positions(sample_weights, valid, len(positions)))
         with np.errstate(over="ignore", invalid="ignore"):
             values, slopes, divisors = self._rows(
                 rows, targets, self._read_class_weight(class_weight, n)
@@ -151,12 +153,12 @@ class Loss:
 
     def _read_target(self, target: Any, positions: tuple[int, ...], n: int) -> NDArray[Any]:
         shape = (*positions, n)
-        return _read("target", target, "biuf", f"numbers {shape}", shape)
+        return read_array("target", target, "biuf", f"numbers {shape}", shape)
 
     @staticmethod
     def _read_sample_weight(given: Any, positions: tuple[int, ...]) -> NDArray[Any]:
         expected = f"numbers that broadcast to {positions}"
-        array = _read("sample_weight", 1.0 if given is None else given, "biuf", expected)
+        array = read_array("sample_weight", 1.0 if given is None else given, "biuf", expected)
         try:
             return np.broadcast_to(array, positions)
         except ValueError:
@@ -326,7 +328,7 @@ class BinaryCrossEntropy(_Elementwise):
     def _read_class_weight(self, given: Any, n: int) -> NDArray[np.float64] | None:
         if given is None:
             return None
-        array = _read("class_weight", given, "biuf", f"a number or numbers ({n},)", (), (n,))
+        array = read_array("class_weight", given, "biuf", f"a number or numbers ({n},)", (), (n,))
         return _weights("class_weight", array)
 
     def _elements(
@@ -397,7 +399,7 @@ class CrossEntropy(Loss):
 
     def _read_target(self, target: Any, positions: tuple[int, ...], n: int) -> NDArray[Any]:
         expected = f"integers {positions} or probabilities {(*positions, n)}"
-        array = _read("target", target, "biuf", expected, positions, (*positions, n))
+        array = read_array("target", target, "biuf", expected, positions, (*positions, n))
         if array.shape == positions and array.dtype.kind not in "iu":
             raise TypeError(f"target: expected {expected}, got {array.shape} {array.dtype}")
         return array
@@ -406,7 +408,7 @@ class CrossEntropy(Loss):
         if given is None:
             return None
         return _weights(
-            "class_weight", _read("class_weight", given, "biuf", f"numbers ({n},)", (n,))
+            "class_weight", read_array("class_weight", given, "biuf", f"numbers ({n},)", (n,))
         )
 
     def _rows(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy import ndarray
 
 from fastrnn import functional, initializers
+from fastrnn.layer import Gradients, Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,46 +23,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastrnn.functional import FloatArray, SupportsArray
+    from fastrnn.layer import Shape
 
-__all__ = ["GRU", "LSTM", "RNN", "Gradients", "IncompatibleKeys", "Recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
 State = TypeVar("State")
 
 
-class IncompatibleKeys(NamedTuple):
-    """What ``load_state_dict(d, strict=False)`` passed over.
-
-    Attributes
-    ----------
-    missing_keys : list of str
-        Parameters of the layer that the dict does not have; they kept their values.
-    unexpected_keys : list of str
-        Keys of the dict that the layer does not have.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class Gradients(NamedTuple):
-    """What ``layer.backward`` returns.
-
-    Attributes
-    ----------
-    input : ndarray or None
-        Gradient of the input, laid out as it; None if it was not asked for.
-    state : ndarray, or a pair of them (h, c) for `LSTM`
-        Gradient of the initial state.
-    parameters : dict of str to ndarray
-        Gradients of the parameters, by the names in ``layer.parameters``.
-    """
-
-    input: FloatArray | None
-    state: Any
-    parameters: dict[str, FloatArray]
-
-
-class Recurrent(Generic[State]):
+class Recurrent(Layer, Generic[State]):
     """What `RNN`, `LSTM` and `GRU` share; use one of these.
 
     Parameters
@@ -205,6 +172,7 @@ class Recurrent(Generic[State]):
         dtype: DTypeLike,
         device: str,
     ) -> None:
+        super().__init__()
         self._cell = cell
         self._clip = clip
         self.input_size = functional.integer("input_size", input_size, 1)
@@ -237,8 +205,7 @@ class Recurrent(Generic[State]):
         self._parameters = initializers.initialize(
             init, self._engine.parameter_shapes, self.hidden_size, generator, self.dtype
         )
-        self._mask_seed = int(generator.integers(2**62))
-        self._training = True
+        self._mask_seed: int = int(generator.integers(2**62))
 
     @staticmethod
     def _zoneout(given: Any) -> float | tuple[float, float]:
@@ -280,7 +247,7 @@ class Recurrent(Generic[State]):
     def _pack(self) -> None:
         self._engine.pack(tuple(self._parameters.values()))
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         x: SupportsArray,
         state: State | None = None,
@@ -560,9 +527,23 @@ class Recurrent(Generic[State]):
         return self._step(x, state)
 
     @property
-    def training(self) -> bool:
-        """Whether the layer is in training mode."""
-        return self._training
+    def stepwise(self) -> bool:
+        """Whether a sequence can be run in parts: where there is one direction."""
+        return not self.bidirectional
+
+    def input_shape(self) -> Shape:
+        """Return the shape of the input, of sequences."""
+        return ("T", "B", self.input_size)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the output for that of the input."""
+        joined = 2 if self.bidirectional and self.merge == "concat" else 1
+        return (*shape[:-1], joined * (self.proj_size or self.hidden_size))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Return how many multiplications with weights a step of one row takes."""
+        weights = (name for name in self._parameters if name.startswith("weight_"))
+        return sum(self._parameters[name].size for name in weights)
 
     def train(self, mode: bool = True) -> Self:
         """Enter training mode: parameters may change at any time, dropout is on.
@@ -606,88 +587,6 @@ class Recurrent(Generic[State]):
         ValueError: assignment destination is read-only
         """
         return self.train(False)
-
-    @property
-    def parameters(self) -> Mapping[str, FloatArray]:
-        """The live arrays by torch's names, to be changed in place in training mode."""
-        return MappingProxyType(self._parameters)
-
-    def state_dict(self) -> dict[str, FloatArray]:
-        """Copy the parameters.
-
-        Returns
-        -------
-        dict of str to ndarray
-            Copies by torch's names, in torch's order.
-        """
-        return {name: array.copy() for name, array in self._parameters.items()}
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, ArrayLike], strict: bool = True
-    ) -> IncompatibleKeys:
-        """Copy parameters in, in either mode.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array or torch tensor
-            Parameters by torch's names, of any floating-point type and on any device.
-        strict : bool, default True
-            Whether missing and unexpected keys are errors.
-
-        Returns
-        -------
-        IncompatibleKeys
-            Missing and unexpected keys, for ``strict=False``.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If anything does not fit; all of it is named, and the layer is as it was. A TypeError
-            if only types are wrong.
-
-        Examples
-        --------
-        >>> trained, deployed = GRU(8, 16), GRU(8, 16)
-        >>> deployed.load_state_dict(trained.state_dict())
-        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
-        >>> LSTM(8, 16, bias=False).load_state_dict({"weight_ih_l0": np.zeros((64, 7))})
-        Traceback (most recent call last):
-        ValueError: state_dict: missing weight_hh_l0; weight_ih_l0: expected (64, 8), got (64, 7)
-        """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
-        keys = IncompatibleKeys(
-            [name for name in self._parameters if name not in state_dict],
-            [name for name in state_dict if name not in self._parameters],
-        )
-        problems, wrong_types = [], []
-        if strict and keys.missing_keys:
-            problems.append(f"missing {', '.join(keys.missing_keys)}")
-        if strict and keys.unexpected_keys:
-            problems.append(f"unexpected {', '.join(map(str, keys.unexpected_keys))}")
-        arrays = {}
-        for name, parameter in self._parameters.items():
-            if name in state_dict:
-                try:
-                    array = functional.float_array(name, state_dict[name], self.dtype)
-                except TypeError as error:
-                    wrong_types.append(str(error))
-                    continue
-                except ValueError as error:
-                    problems.append(str(error))
-                    continue
-                if array.shape != parameter.shape:
-                    problems.append(f"{name}: expected {parameter.shape}, got {array.shape}")
-                # A copy, because it may be a view of a parameter that is overwritten first.
-                arrays[name] = array.copy()
-        if problems or wrong_types:
-            kind = ValueError if problems else TypeError
-            raise kind(f"state_dict: {'; '.join(problems + wrong_types)}")
-        for name, array in arrays.items():
-            self._parameters[name].flags.writeable = True
-            self._parameters[name][...] = array
-        self.train(self._training)
-        return keys
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._PROBABILITIES:

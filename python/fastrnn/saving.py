@@ -1,0 +1,146 @@
+"""Models as files: arrays under their names, the rest as JSON in the metadata."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fastrnn import io, losses, metrics, optimizers
+from fastrnn.config import build, describe
+from fastrnn.layer import Layer
+from fastrnn.layers import Container
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from fastrnn.trainer import Model
+
+__all__ = ["load", "save"]
+
+_FORMAT = "fastrnn model 1"
+_OPTIMIZER = "optimizer/"
+_CALLBACKS = "callbacks/"
+Kind = TypeVar("Kind", bound="Model")
+
+
+def save(model: Model, path: str | os.PathLike[str], include_training: bool) -> None:
+    """Save a model, see ``Sequential.save``."""
+    arrays: dict[str, Any] = {**model.parameters, **model.buffers}
+    metadata = {
+        "format": _FORMAT,
+        "model": json.dumps(describe(model)),
+        "mask_seeds": json.dumps(
+            {name: layer._mask_seed for name, layer in _random(model).items()}
+        ),
+        "training_mode": json.dumps(model.training),
+    }
+    if include_training and model.optimizer is not None:
+        metadata["training"] = json.dumps(_training(model, arrays))
+    io.save_arrays(path, arrays, metadata)
+
+
+def _training(model: Model, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Describe the training, and add its arrays to those of the model."""
+    assert model.optimizer is not None
+    numbers, more = _divide(model.optimizer.state_dict())
+    arrays.update({_OPTIMIZER + name: array for name, array in more.items()})
+    callbacks = []
+    for i, callback in enumerate(model._callbacks):
+        state, more = _divide(callback.state_dict())
+        callbacks.append({"class": type(callback).__name__, "state": state})
+        arrays.update({f"{_CALLBACKS}{i}/{name}": array for name, array in more.items()})
+    return {
+        "optimizer": describe(model.optimizer, "optimizer"),
+        "optimizer_state": numbers,
+        "loss": describe(model.loss, "loss"),
+        "metrics": [_describe_metric(metric) for metric in model.metrics],
+        "progress": list(model._progress),
+        "seed": model._fit_seed,
+        "callbacks": callbacks,
+    }
+
+
+def _describe_metric(metric: metrics.Metric) -> Any:
+    named = metrics.NAMED.get(metric.name) is metric
+    return metric.name if named else describe(metric, "metrics")
+
+
+def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, type]) -> Kind:
+    """Load a model, see ``Sequential.load``."""
+    arrays, metadata = io.load_arrays(path)
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: expected a file that a model's save wrote, got one of format"
+            f" {metadata.get('format')!r}"
+        )
+    model = build(json.loads(metadata["model"]), {**_classes(Layer), **custom})
+    if not isinstance(model, cls):
+        raise ValueError(f"{path}: expected a {cls.__name__}, got a {type(model).__name__}")
+    own = {name: arrays.pop(name) for name in list(arrays) if "/" not in name}
+    model.load_state_dict(own)
+    for name, seed in json.loads(metadata["mask_seeds"]).items():
+        _random(model)[name]._mask_seed = seed
+    if "training" in metadata:
+        _restore(model, json.loads(metadata["training"]), arrays, custom)
+    model.train(json.loads(metadata["training_mode"]))
+    return model
+
+
+def _restore(
+    model: Model, training: dict[str, Any], arrays: dict[str, Any], custom: Mapping[str, type]
+) -> None:
+    known = {
+        **_classes(losses.Loss),
+        **_classes(optimizers.Optimizer),
+        **_classes(optimizers.Schedule),
+        **_classes(metrics.Metric),
+        **custom,
+    }
+    model.compile(
+        build(training["optimizer"], known),
+        build(training["loss"], known),
+        [build(metric, known) for metric in training["metrics"]],
+    )
+    assert model.optimizer is not None
+    state = {**training["optimizer_state"], **_under(_OPTIMIZER, arrays)}
+    if state["updates"]:
+        model.optimizer.load_state_dict(state)
+    epoch, batch, order = training["progress"]
+    model._progress = model._progress._replace(epoch=epoch, batch=batch, order=tuple(order))
+    model._fit_seed = training["seed"]
+    model._callback_states = [
+        (callback["class"], {**callback["state"], **_under(f"{_CALLBACKS}{i}/", arrays)})
+        for i, callback in enumerate(training["callbacks"])
+    ]
+
+
+def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide a state into what JSON holds and arrays."""
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in state.items() if name not in arrays}, arrays
+
+
+def _random(model: Layer, prefix: str = "") -> dict[str, Layer]:
+    """Return the layers that draw masks, by name."""
+    found = {prefix: model} if model._mask_seed is not None else {}
+    children = model.children() if isinstance(model, Container) else {}
+    for name, child in children.items():
+        found.update(_random(child, f"{prefix}.{name}" if prefix else name))
+    return found
+
+
+def _classes(base: type[Any]) -> dict[str, type]:
+    """Return the classes of this package under a base, by name."""
+    found: dict[str, type] = {}
+    for cls in base.__subclasses__():
+        if cls.__module__.startswith("fastrnn."):
+            found[cls.__name__] = cls
+        found.update(_classes(cls))
+    return found
