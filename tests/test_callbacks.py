@@ -439,6 +439,16 @@ def test_bar_with_tqdm(model: Model, capsys: pytest.CaptureFixture[str]) -> None
         assert text in err
 
 
+def test_bar_goes_on_within_an_epoch(model: Model) -> None:
+    pytest.importorskip("tqdm")
+    bar = ProgressBar()
+    bar.on_fit_begin(model, Plan(1, 5))
+    bar.on_epoch_begin(model, 0)
+    bar.on_batch_end(model, 3, LOGS)
+    assert bar._bar.n == 4
+    bar.on_fit_end(model, History())
+
+
 def test_bar_of_an_interrupted_epoch_is_closed(model: Model) -> None:
     pytest.importorskip("tqdm")
     bar = ProgressBar()

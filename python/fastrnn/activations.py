@@ -79,10 +79,20 @@ def _gelu_tanh(x: FloatArray) -> FloatArray:
     return np.tanh(_GELU_SCALE * (x + _GELU_CUBE * x * x * x))
 
 
+def _gelu(x: FloatArray) -> FloatArray:
+    return 0.5 * x * (1 + _gelu_tanh(_clipped(x)))
+
+
 def _gelu_gradient(x: FloatArray, y: FloatArray, grad: FloatArray) -> FloatArray:
+    x = _clipped(x)
     inner = _gelu_tanh(x)
     slope = _GELU_SCALE * (1 + 3 * _GELU_CUBE * x * x) * (1 - inner * inner)
     return grad * (0.5 * (1 + inner) + 0.5 * x * slope)
+
+
+def _clipped(x: FloatArray) -> FloatArray:
+    """Bound x where the tanh of gelu is ±1 anyway, so that x³ does not overflow."""
+    return np.clip(x, -100, 100)
 
 
 def _silu_gradient(x: FloatArray, y: FloatArray, grad: FloatArray) -> FloatArray:
@@ -96,7 +106,7 @@ def _softmax_gradient(x: FloatArray, y: FloatArray, grad: FloatArray) -> FloatAr
 
 
 _ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x: x.copy(), lambda x, y, grad: grad),
+    "linear": Activation(lambda x: x.copy(), lambda x, y, grad: grad.copy()),
     "sigmoid": Activation(sigmoid, lambda x, y, grad: grad * y * (1 - y)),
     "tanh": Activation(np.tanh, lambda x, y, grad: grad * (1 - y * y)),
     "relu": Activation(lambda x: np.maximum(x, 0), lambda x, y, grad: grad * (x > 0)),
@@ -105,7 +115,7 @@ _ACTIVATIONS: dict[str, Activation] = {
         lambda x, y, grad: np.where(x > 0, grad, 0.01 * grad),
     ),
     "elu": Activation(_elu, lambda x, y, grad: np.where(x > 0, grad, grad * (y + 1))),
-    "gelu": Activation(lambda x: 0.5 * x * (1 + _gelu_tanh(x)), _gelu_gradient),
+    "gelu": Activation(_gelu, _gelu_gradient),
     "silu": Activation(lambda x: x * sigmoid(x), _silu_gradient),
     "softplus": Activation(_softplus, lambda x, y, grad: grad * sigmoid(x)),
     "softmax": Activation(softmax, _softmax_gradient),

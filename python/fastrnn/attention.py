@@ -459,7 +459,10 @@ class Attention(Layer):
         attended, lengths = tape
         T, B, F = attended.memory.shape
         last = self.queries == "last"
-        gradient = self._read("grad_output", grad_output, (B, F) if last else (T, B, F))
+        shape = (B, F) if last else (T, B, F)
+        if grad_output is None:
+            grad_output = np.zeros(shape, self.dtype)
+        gradient = self._read("grad_output", grad_output, shape)
         gradient = gradient[np.newaxis] if last else _without_padding(gradient, lengths)
         g = self.attend_backward(attended, gradient)
         if not input_grad:
@@ -508,6 +511,10 @@ class Attention(Layer):
         """Return the lengths given, or None for ``queries="last"``: no steps are left."""
         return None if self.queries == "last" else lengths
 
+    def input_shape(self) -> Shape:
+        """Return the shape of the input, of sequences."""
+        return ("T", "B", self.query_size)
+
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output for that of the input."""
         return shape[1:] if self.queries == "last" else shape
@@ -530,6 +537,8 @@ class Attention(Layer):
         options.append(f"queries={self.queries!r}")
         if self.scale:
             options.append("scale=True")
+        if self.dtype != np.float32:
+            options.append(f"dtype={self.dtype.name!r}")
         return f"Attention({', '.join(options)})"
 
     def _read(self, name: str, value: Any, shape: tuple[int | str, ...]) -> FloatArray:

@@ -154,23 +154,22 @@ class Samples:
 
     def _check_x(self, reads_ids: bool) -> None:
         x = self._x
-        axes = 1 + len(x.shape) if isinstance(x, _Ragged) else x.ndim
         if isinstance(x, _Ragged):
-            axes += 1
-        kinds, expected = (
-            ("iu", "integer ids (n, T)") if reads_ids else ("iufb", "numbers (n, T, F)")
-        )
-        shape = f"{len(x)} sequences" if isinstance(x, _Ragged) else x.shape
+            shape, axes = f"{len(x)} sequences", 2 + len(x.shape)
+        else:
+            shape, axes = str(x.shape), x.ndim
+        if reads_ids:
+            kinds, expected, fits = "iu", "integer ids (n, T)", axes == 2
+        else:
+            kinds, expected, fits = "iufb", "numbers (n, T, F) or (n, F)", axes >= 2
         if x.dtype.kind not in kinds and len(x):
             raise TypeError(f"x: expected {expected}, got {shape} {x.dtype}")
-        if reads_ids and axes - isinstance(x, _Ragged) != 2:
+        if not fits:
             raise ValueError(f"x: expected {expected}, got {shape} {x.dtype}")
-        if isinstance(x, _Ragged) and not reads_ids and not x.shape:
-            x.arrays = [array[:, np.newaxis] for array in x.arrays]
+        if isinstance(x, _Ragged) and not reads_ids and axes == 2:
+            x.arrays = [array[:, np.newaxis] for array in x.arrays]  # of one feature
             x.shape = (1,)
-        if not isinstance(x, _Ragged) and x.ndim < 2:
-            raise ValueError(f"x: expected (n, T, F), (n, F) or a list, got {shape} {x.dtype}")
-        self.has_steps = isinstance(x, _Ragged) or reads_ids or x.ndim == 3
+        self.has_steps = isinstance(x, _Ragged) or reads_ids or axes == 3
 
     def _read_lengths(self, lengths: ArrayLike | None) -> NDArray[np.int64] | None:
         if isinstance(self._x, _Ragged):

@@ -613,7 +613,8 @@ class ProgressBar(Callback):
     def on_batch_end(self, model: Any, batch: int, logs: Logs) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(_texts(logs), refresh=False)
-            self._bar.update()
+            # Not by 1: an epoch may go on in its middle.
+            self._bar.update(batch + 1 - self._bar.n)
 
     def on_epoch_end(self, model: Any, epoch: int, logs: Logs) -> None:
         if self._bar is None:

@@ -189,7 +189,7 @@ class Layer:
         state
             Next state; None for layers without one.
         """
-        return self.forward(x)[0], None
+        return self.forward(x, state)[0], None
 
     def input_shape(self) -> Shape | None:
         """Return the shape of the input, such as ``("T", "B", 64)``; None if any will do."""
@@ -329,5 +329,21 @@ class Layer:
         for name, array in arrays.items():
             own[name].flags.writeable = True
             own[name][...] = array
-        self.train(self._training)
+        self._reenter_mode()
         return keys
+
+    def _reenter_mode(self) -> None:
+        """Prepare new parameters for the mode that the layer is in."""
+        self.train(self._training)
+
+    def _repr(self, *required: object, **defaults: object) -> str:
+        """Show the required arguments, and the attributes that differ from their defaults."""
+        shown = [repr(value) for value in required]
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                shown.append(f"{name}={value!r}")
+        dtype = getattr(self, "dtype", None)
+        if dtype is not None and dtype.name != "float32":
+            shown.append(f"dtype={dtype.name!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"

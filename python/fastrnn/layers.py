@@ -69,7 +69,7 @@ def valid_steps(T: int, lengths: NDArray[Any]) -> NDArray[np.bool_]:
 def _features(x: SupportsArray, size: int | None, dtype: Any, what: str = "x") -> FloatArray:
     """View an input (…, F), or raise an error that names it."""
     array: FloatArray = np.asarray(functional.view(what, x))
-    fits = array.ndim >= 2 and (size is None or array.shape[-1] == size)
+    fits = array.ndim in (2, 3) and (size is None or array.shape[-1] == size)
     known = array.dtype in (np.float32, np.float64) if dtype is None else array.dtype == dtype
     if not fits or not known:
         F = "F" if size is None else size
@@ -87,10 +87,14 @@ def _sequence(x: SupportsArray, what: str = "x") -> FloatArray:
     return array
 
 
-def _lengths(lengths: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
-    """Check the lengths of an input (T, B, …)."""
+def _lengths(
+    lengths: ArrayLike | None, shape: tuple[int, ...], axes: int = 3
+) -> NDArray[np.int64] | None:
+    """Check the lengths of an input that has steps, (T, B, …), if it has so many axes."""
     if lengths is None:
         return None
+    if len(shape) != axes:
+        raise ValueError(f"lengths: expected None for an input without steps {shape}")
     array = functional.integer_lengths(lengths)
     if array.shape != shape[1:2]:
         raise ValueError(f"lengths: expected integers {shape[1:2]}, got {array.shape}")
@@ -101,12 +105,23 @@ def _lengths(lengths: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.in
 
 
 def _gradient(grad_output: Any, shape: tuple[int, ...], dtype: Any) -> FloatArray:
+    """View the gradient of an output, which is zero by default."""
+    if grad_output is None:
+        return np.zeros(shape, dtype)
     gradient: FloatArray = np.asarray(functional.view("grad_output", grad_output))
     if gradient.shape != shape or gradient.dtype != dtype:
         raise ValueError(
             f"grad_output: expected {shape} {dtype}, got {gradient.shape} {gradient.dtype}"
         )
     return gradient
+
+
+def _no_state(name: str, state: Any) -> None:
+    """Raise if a layer without a state is given one, or its gradient."""
+    if state is not None:
+        raise ValueError(
+            f"{name}: expected None, as the layer has no state, got {type(state).__name__}"
+        )
 
 
 class _Rows(NamedTuple):
@@ -136,14 +151,13 @@ class _Rowwise(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, _Rows]:
+        _no_state("state", state)
         x = _features(x, self._size, self._dtype)
         lengths = _lengths(lengths, x.shape)
         if lengths is None:
             valid = None
             rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         else:
-            if x.ndim != 3:
-                raise ValueError(f"lengths: expected None for an input {x.shape}")
             valid = valid_steps(len(x), lengths)
             rows = x[valid]
         result, memory = self._forward_rows(rows)
@@ -162,6 +176,7 @@ class _Rowwise(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         shape, valid, memory = tape
         rows = memory[0]
         gradient = _gradient(grad_output, shape, rows.dtype)
@@ -242,8 +257,9 @@ class Embedding(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, Any]:
+        _no_state("state", state)
         ids = self._ids(x)
-        lengths = self.output_lengths(ids, _lengths(lengths, ids.shape))
+        lengths = self.output_lengths(ids, _lengths(lengths, ids.shape, 2))
         weight = self._parameters["weight"]
         if lengths is None:
             valid = None
@@ -267,6 +283,7 @@ class Embedding(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         ids, valid = tape
         gradient = _gradient(grad_output, (*ids.shape, self.size), self.dtype)
         used, rows = (
@@ -308,14 +325,15 @@ class Embedding(Layer):
         return (*shape, self.size)
 
     def __repr__(self) -> str:
-        masked = ", mask_zero=True" if self.mask_zero else ""
-        return f"Embedding({self.vocabulary}, {self.size}{masked})"
+        return self._repr(self.vocabulary, self.size, mask_zero=False)
 
     @staticmethod
     def _ids(x: SupportsArray) -> NDArray[Any]:
         ids = np.asarray(functional.view("x", x))
         if ids.dtype.kind not in "iu":
             raise TypeError(f"x: expected integer ids (T, B), got {ids.shape} {ids.dtype}")
+        if ids.ndim not in (1, 2):
+            raise ValueError(f"x: expected ids (T, B) or (B,), got {ids.shape} {ids.dtype}")
         return ids
 
 
@@ -363,7 +381,7 @@ class Dense(_Rowwise):
         super().__init__()
         self.inputs = self._size = functional.integer("inputs", inputs, 1)
         self.units = functional.integer("units", units, 1)
-        self._activation = activations.get("activation", activation)
+        activations.get("activation", activation)  # raises
         self.activation = activation
         self.bias = functional.boolean("bias", bias)
         self.dtype = self._dtype = functional.float_dtype("dtype", dtype)
@@ -382,7 +400,7 @@ class Dense(_Rowwise):
             linear += self._parameters["bias"]
         if self.activation == "linear":
             return linear, (rows, None, None)
-        output = self._activation.function(linear)
+        output = activations.get("activation", self.activation).function(linear)
         return output, (rows, linear, output)
 
     def _backward_rows(
@@ -390,7 +408,8 @@ class Dense(_Rowwise):
     ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
         rows, linear, output = memory
         if linear is not None:
-            gradient = self._activation.gradient(linear, output, gradient)
+            function = activations.get("activation", self.activation)
+            gradient = function.gradient(linear, output, gradient)
         gradients = {"weight": gradient.T @ rows}
         if self.bias:
             gradients["bias"] = gradient.sum(axis=0)
@@ -405,8 +424,8 @@ class Dense(_Rowwise):
         return self.inputs * self.units
 
     def __repr__(self) -> str:
-        function = "" if self.activation == "linear" else f", {self.activation!r}"
-        return f"Dense({self.inputs}, {self.units}{function}{'' if self.bias else ', bias=False'})"
+        function = [] if self.activation == "linear" else [self.activation]
+        return self._repr(self.inputs, self.units, *function, bias=True)
 
 
 class Activation(_Rowwise):
@@ -431,21 +450,22 @@ class Activation(_Rowwise):
 
     def __init__(self, function: str) -> None:
         super().__init__()
-        self._activation = activations.get("function", function)
+        activations.get("function", function)  # raises
         self.function = function
 
     def _forward_rows(self, rows: FloatArray) -> tuple[FloatArray, tuple[Any, ...]]:
-        output = self._activation.function(rows)
+        output = activations.get("function", self.function).function(rows)
         return output, (rows, output)
 
     def _backward_rows(
         self, memory: tuple[Any, ...], gradient: FloatArray, input_grad: bool
     ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
         rows, output = memory
-        return self._activation.gradient(rows, output, gradient), {}
+        function = activations.get("function", self.function)
+        return function.gradient(rows, output, gradient), {}
 
     def __repr__(self) -> str:
-        return f"Activation({self.function!r})"
+        return self._repr(self.function)
 
 
 class BatchNorm(_Rowwise):
@@ -459,7 +479,7 @@ class BatchNorm(_Rowwise):
     size : int
         Features F.
     momentum : float, default 0.1
-        Part of a call's statistics in the running average, in (0, 1].
+        Part of a call's statistics in the running average, in [0, 1].
     eps : float, default 1e-5
         What keeps the divisor from 0.
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
@@ -536,7 +556,7 @@ class BatchNorm(_Rowwise):
         return gradient * slope, gradients
 
     def __repr__(self) -> str:
-        return f"BatchNorm({self.size})"
+        return self._repr(self.size, momentum=0.1, eps=1e-5)
 
 
 class LayerNorm(_Rowwise):
@@ -594,7 +614,7 @@ class LayerNorm(_Rowwise):
         return scale * (inner - mean - normal * along), gradients
 
     def __repr__(self) -> str:
-        return f"LayerNorm({self.size})"
+        return self._repr(self.size, eps=1e-5)
 
 
 class Dropout(Layer):
@@ -634,8 +654,13 @@ class Dropout(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, Any]:
+        _no_state("state", state)
         x = _features(x, None, None)
         lengths = _lengths(lengths, x.shape)
+        valid = None
+        if lengths is not None:
+            valid = valid_steps(len(x), lengths)
+            x = np.where(valid[:, :, np.newaxis], x, x.dtype.type(0))
         mask: Any = None
         if self._training and self.probability:
             # The mask of a row does not depend on the lengths.
@@ -644,10 +669,6 @@ class Dropout(Layer):
             mask = mask.reshape(x.shape).astype(x.dtype, copy=False)
             self._mask_seed += 1
         output = x.copy() if mask is None else x * mask
-        valid = None
-        if lengths is not None:
-            valid = valid_steps(len(x), lengths)
-            output[~valid] = 0
         return output, None, (output.shape, output.dtype, mask, valid)
 
     def backward(
@@ -658,15 +679,15 @@ class Dropout(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         shape, dtype, mask, valid = tape
         gradient = _gradient(grad_output, shape, dtype)
-        gradient = gradient.copy() if mask is None else gradient * mask
         if valid is not None:
-            gradient[~valid] = 0
-        return Gradients(gradient, None, {})
+            gradient = np.where(valid[:, :, np.newaxis], gradient, dtype.type(0))
+        return Gradients(gradient.copy() if mask is None else gradient * mask, None, {})
 
     def __repr__(self) -> str:
-        return f"Dropout({self.probability})"
+        return self._repr(self.probability)
 
 
 class Last(Layer):
@@ -687,6 +708,7 @@ class Last(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, Any]:
+        _no_state("state", state)
         x = _sequence(x)
         lengths = _lengths(lengths, x.shape)
         T, B, F = x.shape
@@ -704,6 +726,7 @@ class Last(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         shape, dtype, last, rows = tape
         gradient = _gradient(grad_output, shape[1:], dtype)
         spread = np.zeros(shape, dtype)
@@ -723,7 +746,7 @@ class Last(Layer):
         return shape[1:]
 
     def __repr__(self) -> str:
-        return "Last()"
+        return self._repr()
 
 
 class Pool(Layer):
@@ -755,6 +778,7 @@ class Pool(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, Any]:
+        _no_state("state", state)
         x = _sequence(x)
         T, B, _ = x.shape
         given = _lengths(lengths, x.shape)
@@ -780,6 +804,7 @@ class Pool(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         shape, dtype, where, rows = tape
         gradient = _gradient(grad_output, shape[1:], dtype)
         if self.mode == "mean":
@@ -803,7 +828,7 @@ class Pool(Layer):
         return shape[1:]
 
     def __repr__(self) -> str:
-        return f"Pool({self.mode!r})"
+        return self._repr(self.mode)
 
 
 class Repeat(Layer):
@@ -832,6 +857,7 @@ class Repeat(Layer):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, None, Any]:
+        _no_state("state", state)
         x = _features(x, None, None)
         if x.ndim != 2:
             raise ValueError(f"x: expected (B, F), got {x.shape} {x.dtype}")
@@ -848,14 +874,19 @@ class Repeat(Layer):
         *,
         input_grad: bool = True,
     ) -> Gradients:
+        _no_state("grad_state", grad_state)
         return Gradients(_gradient(grad_output, *tape).sum(axis=0), None, {})
+
+    def input_shape(self) -> Shape:
+        """Return the shape of the input, of rows."""
+        return ("B", "F")
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output for that of the input."""
         return (self.steps, *shape)
 
     def __repr__(self) -> str:
-        return f"Repeat({self.steps})"
+        return self._repr(self.steps)
 
 
 class Container(Layer):
@@ -909,9 +940,19 @@ class Container(Layer):
             child.train(mode)
         return self
 
+    def _reenter_mode(self) -> None:
+        """Prepare new parameters for the mode that each inner layer is in."""
+        for child in self.children().values():
+            child._reenter_mode()
+
 
 def run(layer: Layer, x: Any, state: Any, lengths: Any) -> tuple[FloatArray, Any, Any]:
     """Run an inner layer, whose own layout may be batch-first, forward on a time-major input."""
+    x = functional.view("x", x)
+    wanted = None if isinstance(layer, Container) else layer.input_shape()
+    if wanted and wanted[0] == "T" and len(wanted) == 3 and x.ndim != 3:
+        # A recurrent layer alone would take rows (B, F) for one sequence (T, F).
+        raise ValueError(f"x: expected (T, B, {wanted[2]}), got {x.shape} {x.dtype}")
     swap = getattr(layer, "batch_first", False)
     output, state, tape = layer.forward(x.swapaxes(0, 1) if swap else x, state, lengths)
     return output.swapaxes(0, 1) if swap else output, state, tape
@@ -923,7 +964,7 @@ def run_back(
     """Differentiate `run`."""
     swap = getattr(layer, "batch_first", False)
     if swap and grad_output is not None:
-        grad_output = grad_output.swapaxes(0, 1)
+        grad_output = functional.view("grad_output", grad_output).swapaxes(0, 1)
     gradients = layer.backward(tape, grad_output, grad_state, input_grad=input_grad)
     if swap and gradients.input is not None:
         return gradients._replace(input=gradients.input.swapaxes(0, 1))
@@ -967,16 +1008,12 @@ class Residual(Container):
         x = _features(x, None, None)
         lengths = _lengths(lengths, x.shape)
         change, state, tape = run(self.layer, x, state, lengths)
-        if change.shape != x.shape:
-            raise ValueError(
-                f"layer: expected an output {x.shape} as its input, got {change.shape}"
-            )
-        output = x + change
+        output = self._add(x, change)
         valid = None
         if lengths is not None:
             valid = valid_steps(len(x), lengths)
             output[~valid] = 0
-        return output, state, (tape, valid)
+        return output, state, (tape, x.shape, x.dtype, valid)
 
     def backward(
         self,
@@ -986,7 +1023,9 @@ class Residual(Container):
         *,
         input_grad: bool = True,
     ) -> Gradients:
-        inner, valid = tape
+        inner, shape, dtype, valid = tape
+        if grad_output is not None:
+            grad_output = _gradient(grad_output, shape, dtype)
         g = run_back(self.layer, inner, grad_output, grad_state, input_grad)
         parameters = {f"layer.{name}": gradient for name, gradient in g.parameters.items()}
         total = None
@@ -998,8 +1037,18 @@ class Residual(Container):
 
     def step(self, x: Any, state: Any = None) -> tuple[FloatArray, Any]:
         """Run one step, see `Layer.step`."""
+        x = functional.view("x", x)
         change, state = self.layer.step(x, state)
-        return x + change, state
+        return self._add(x, change), state
+
+    @staticmethod
+    def _add(x: FloatArray, change: FloatArray) -> FloatArray:
+        if change.shape != x.shape or change.dtype != x.dtype:
+            raise ValueError(
+                f"layer: expected an output {x.shape} {x.dtype} as its input, got {change.shape}"
+                f" {change.dtype}"
+            )
+        return x + change
 
     def input_shape(self) -> Shape | None:
         """Return the shape of the input."""
@@ -1014,4 +1063,4 @@ class Residual(Container):
         return self.layer.multiply_adds(shape)
 
     def __repr__(self) -> str:
-        return f"Residual({self.layer!r})"
+        return self._repr(self.layer)

@@ -9,7 +9,7 @@ import numpy as np
 from fastrnn import functional, generation, saving
 from fastrnn.batches import Samples, time_major
 from fastrnn.layer import Gradients, Layer
-from fastrnn.layers import Embedding, Repeat, run, run_back
+from fastrnn.layers import Container, Embedding, Repeat, run, run_back
 from fastrnn.trainer import Model, Pass, align
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Sequential(Model):
             if not isinstance(layer, Layer):
                 got = layer.__name__ if isinstance(layer, type) else type(layer).__name__
                 raise TypeError(f"layers[{i}]: expected a layer, got {got}")
-        if len({id(layer) for layer in _leaves(self)}) < len(_leaves(self)):
+        parts = _parts(self)
+        if len({id(layer) for layer in parts}) < len(parts):
             raise ValueError("layers: expected different layers, got one twice")
 
     def children(self) -> Mapping[str, Layer]:
@@ -211,13 +212,13 @@ class Sequential(Model):
         """Return the shape of the input."""
         shapes: list[Shape] = []
         for layer in self.layers:
-            if isinstance(layer, Repeat):
-                break  # what follows reads steps that the input has not
             wanted = layer.input_shape()
             if wanted == ("T", "B"):  # ids
                 return wanted if not shapes else None
             if wanted is not None:
                 shapes.append(wanted)
+            if any(isinstance(leaf, Repeat) for leaf in _leaves(layer)):
+                break  # what follows reads steps that the input has not
         # The first layer may be one that takes any number of features, or rows as well as steps.
         features = [shape[-1] for shape in shapes if isinstance(shape[-1], int)]
         steps = any(shape[0] == "T" for shape in shapes)
@@ -455,6 +456,13 @@ class Sequential(Model):
 
 
 _NOTHING = np.zeros((0, 0), np.int64)
+
+
+def _parts(layer: Layer) -> list[Layer]:
+    """Return the layers that a layer is made of."""
+    if isinstance(layer, Container):
+        return [part for child in layer.children().values() for part in _parts(child)]
+    return [layer]
 
 
 def _leaves(layer: Layer) -> list[Layer]:

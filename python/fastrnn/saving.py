@@ -76,13 +76,25 @@ def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, typ
             f"{path}: expected a file that a model's save wrote, got one of format"
             f" {metadata.get('format')!r}"
         )
+    try:
+        return _load(cls, arrays, metadata, custom)
+    except ValueError as error:  # of JSON, too
+        raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected what a model's save writes, got {error!r}") from error
+
+
+def _load(
+    cls: type[Kind], arrays: dict[str, Any], metadata: dict[str, str], custom: Mapping[str, type]
+) -> Kind:
     model = build(json.loads(metadata["model"]), {**_classes(Layer), **custom})
     if not isinstance(model, cls):
-        raise ValueError(f"{path}: expected a {cls.__name__}, got a {type(model).__name__}")
+        raise ValueError(f"expected a {cls.__name__}, got a {type(model).__name__}")
     own = {name: arrays.pop(name) for name in list(arrays) if "/" not in name}
     model.load_state_dict(own)
+    random = _random(model)
     for name, seed in json.loads(metadata["mask_seeds"]).items():
-        _random(model)[name]._mask_seed = seed
+        random[name]._mask_seed = seed
     if "training" in metadata:
         _restore(model, json.loads(metadata["training"]), arrays, custom)
     model.train(json.loads(metadata["training_mode"]))

@@ -330,14 +330,14 @@ class Model(Container):
         for callback in given:
             if not isinstance(callback, _callbacks.Callback):
                 raise TypeError(f"callbacks: expected Callback objects, got {callback!r}")
+        # A checkpoint holds the memory of the others, and so comes last.
+        given.sort(key=lambda callback: isinstance(callback, _callbacks.ModelCheckpoint))
         for callback, (name, state) in zip(given, self._callback_states, strict=False):
             if type(callback).__name__ == name:
                 callback.load_state_dict(state)
         self._callback_states = []
         self._callbacks = given
         bar = [_callbacks.ProgressBar()] if functional.integer("verbose", verbose, 0, 3) else []
-        # A checkpoint holds the memory of the others, and so comes last.
-        given.sort(key=lambda callback: isinstance(callback, _callbacks.ModelCheckpoint))
         return [*bar, history, *given]
 
     def _epoch(

@@ -1,0 +1,812 @@
+"""Networks for whole sequences with the interface of scikit-learn.
+
+`SequenceClassifier` and `SequenceRegressor` are scikit-learn estimators where scikit-learn is
+installed: ``clone``, ``Pipeline``, ``cross_val_score`` and ``GridSearchCV`` take them. Without it
+they have the same methods.
+
+Letters: n sequences, T steps, F features, k classes or outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastrnn import functional, optimizers
+from fastrnn.attention import Attention
+from fastrnn.callbacks import EarlyStopping
+from fastrnn.layers import Dense, Dropout, Last, Pool
+from fastrnn.models import Sequential
+from fastrnn.recurrent import GRU, LSTM, RNN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Self
+
+    from fastrnn.callbacks import Callback, History
+    from fastrnn.functional import FloatArray, SupportsArray
+    from fastrnn.layer import Gradients, Layer
+
+__all__ = ["Ends", "SequenceClassifier", "SequenceRegressor"]
+
+
+class _Parameters:
+    """What scikit-learn's ``BaseEstimator`` gives, for where it is not installed."""
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        parameters = inspect.signature(cls).parameters.values()
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name.
+
+        Parameters
+        ----------
+        deep : bool, default True
+            Accepted as scikit-learn does; there are no estimators inside.
+
+        Returns
+        -------
+        dict of str to object
+            The arguments of the constructor.
+        """
+        return {name: getattr(self, name) for name in self._defaults()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters.
+
+        Parameters
+        ----------
+        **params
+            Arguments of the constructor.
+
+        Returns
+        -------
+        estimator
+            The estimator.
+        """
+        known = self._defaults()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        values = self.get_params()
+        changed = [f"{k}={values[k]!r}" for k, v in self._defaults().items() if values[k] != v]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+class _Accuracy:
+    """What scikit-learn's ``ClassifierMixin`` gives, for where it is not installed."""
+
+    predict: Callable[..., NDArray[Any]]
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> float:
+        """Return the part of the sequences whose class is found.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+        y : labels (n,)
+            Their classes.
+        sample_weight : numbers (n,), optional
+            Weights of the sequences.
+
+        Returns
+        -------
+        float
+            Accuracy.
+        """
+        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+
+
+class _R2:
+    """What scikit-learn's ``RegressorMixin`` gives, for where it is not installed."""
+
+    predict: Callable[..., NDArray[Any]]
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> float:
+        """Return the coefficient of determination R², the mean of that of all outputs.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+        y : numbers (n,) or (n, k)
+            Their targets, which are not all equal.
+        sample_weight : numbers (n,), optional
+            Weights of the sequences.
+
+        Returns
+        -------
+        float
+            R², at most 1; 0 is what the mean of the targets gets.
+        """
+        y = np.asarray(y, np.float64)
+        centre = np.average(y, axis=0, weights=sample_weight)
+        errors = np.average((y - self.predict(X)) ** 2, axis=0, weights=sample_weight)
+        variance = np.average((y - centre) ** 2, axis=0, weights=sample_weight)
+        if np.any(variance == 0):
+            raise ValueError("y: expected targets that are not all equal")
+        return float(np.mean(1 - errors / variance))
+
+
+class _NotFittedError(ValueError, AttributeError):
+    """What scikit-learn's ``NotFittedError`` is, for where it is not installed."""
+
+
+if TYPE_CHECKING:
+    BaseEstimator = _Parameters
+    ClassifierMixin = _Accuracy
+    RegressorMixin = _R2
+    NotFittedError = _NotFittedError
+else:
+    try:
+        from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+        from sklearn.exceptions import NotFittedError
+    except ModuleNotFoundError:  # and not what a broken one raises
+        BaseEstimator, ClassifierMixin, RegressorMixin = _Parameters, _Accuracy, _R2
+        NotFittedError = _NotFittedError
+
+
+class Ends(Last):
+    """Where each direction of a bidirectional layer ends: (T, B, 2H) to (B, 2H).
+
+    That is the last valid step of the first half of the features and the first step of the second
+    half, which has read the row backward. `Last` would take what that half knows after one step.
+
+    Examples
+    --------
+    >>> x = np.arange(12.0).reshape(3, 2, 2)  # (T, B, 2H)
+    >>> Ends()(x, lengths=[3, 1]).tolist()
+    [[8.0, 1.0], [2.0, 3.0]]
+    """
+
+    def forward(
+        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, None, Any]:
+        output, _, tape = super().forward(x, state, lengths)
+        rows = tape[3]
+        if output.shape[1] % 2:
+            raise ValueError(f"x: expected (T, B, 2H), got {tape[0]} {tape[1]}")
+        H = output.shape[1] // 2
+        if rows.size:
+            output[rows, H:] = functional.view("x", x)[0, rows, H:]
+        return output, None, tape
+
+    def backward(
+        self,
+        tape: Any,
+        grad_output: Any = None,
+        grad_state: Any = None,
+        *,
+        input_grad: bool = True,
+    ) -> Gradients:
+        gradients = super().backward(tape, grad_output, grad_state, input_grad=input_grad)
+        spread: Any = gradients.input
+        _, _, last, rows = tape
+        H = spread.shape[2] // 2
+        second = spread[last[rows] - 1, rows, H:]  # a copy
+        spread[last[rows] - 1, rows, H:] = 0
+        if rows.size:
+            spread[0, rows, H:] = second
+        return gradients
+
+    def __repr__(self) -> str:
+        return "Ends()"
+
+
+class _Sequences(NamedTuple):
+    """Sequences one after the other.
+
+    Attributes
+    ----------
+    steps : ndarray of float64 (sum of lengths, F)
+        Their steps.
+    lengths : ndarray of int64 (n,)
+        How many each has.
+    """
+
+    steps: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.intp]) -> _Sequences:
+        """Return some of the sequences."""
+        parts = np.split(self.steps, np.cumsum(self.lengths)[:-1])
+        return _Sequences(np.concatenate([parts[row] for row in rows]), self.lengths[rows])
+
+    def statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation of each feature."""
+        return _statistics(self.steps)
+
+    def standardized(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> Any:
+        """Return what a network reads, (n, T, F), or a list of (T_i, F), of float32."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = ((self.steps - mean) / scale).astype(np.float32)
+        if not np.isfinite(steps).all():
+            raise ValueError(
+                "X: expected numbers that fit float32 (after standardisation, if it is asked for),"
+                " got larger ones"
+            )
+        if np.all(self.lengths == self.lengths[0]):
+            return steps.reshape(len(self.lengths), -1, steps.shape[1])
+        return np.split(steps, np.cumsum(self.lengths)[:-1])
+
+
+def _statistics(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation over the rows; 1 for what is constant."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = rows.mean(axis=0), rows.std(axis=0)
+    # Rounding lets constants differ from their mean.
+    scale[scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)] = 1
+    return mean, scale
+
+
+def _numbers(name: str, expected: str, value: Any) -> NDArray[np.float64]:
+    """Return finite numbers as float64, or raise an error that names the argument."""
+    array = np.asarray(functional.listed(name, expected, value))
+    if array.dtype.kind == "O" and array.ndim:  # rows of a table may come so
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: expected {expected}: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: expected {expected}, got {array.shape} {array.dtype}")
+    numbers = array.astype(np.float64, copy=False)
+    wrong = numbers[~np.isfinite(numbers)]
+    if wrong.size:
+        kind = "NaN" if np.isnan(wrong[0]) else "infinity"
+        raise ValueError(f"{name}: expected finite numbers, got {kind}")
+    return numbers
+
+
+def _read_sequences(X: Any) -> _Sequences:
+    """Read what people hand over as X."""
+    expected = "(n, T, F), (n, T), or a list of (T_i, F) or (T_i,)"
+    is_objects = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
+    items: Any
+    if is_objects or isinstance(X, (list, tuple)):
+        items = [_numbers("X", expected, item) for item in X]
+        axes = {item.ndim for item in items} or {1}
+    else:
+        items = _numbers("X", expected, X)
+        axes = {items.ndim - 1}
+    if axes not in ({1}, {2}):
+        shapes = getattr(items, "shape", f"sequences of {sorted(axes)} axes")
+        raise ValueError(f"X: expected {expected}, got {shapes}")
+    if not len(items):
+        raise ValueError("X: expected at least 1 sequence, got 0")
+    sequences = [item if item.ndim == 2 else item[:, np.newaxis] for item in items]
+    features = {sequence.shape[1] for sequence in sequences}
+    if len(features) > 1 or 0 in features:
+        raise ValueError(f"X: expected sequences of equally many features, got {sorted(features)}")
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    if not lengths.all():
+        raise ValueError(
+            f"X: expected sequences of at least 1 step, got 0 of sequence {lengths.argmin()}"
+        )
+    return _Sequences(np.concatenate(sequences), lengths)
+
+
+def _generator(random_state: Any) -> np.random.Generator:
+    """Return the source of randomness of a fit."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**32, size=4, dtype=np.uint32))
+    return functional.generator("random_state", random_state)
+
+
+def _divide(
+    groups: NDArray[np.intp], fraction: float, generator: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Draw rows to validate with, the same part of each group but for rounding."""
+    n = len(groups)
+    count = max(1, round(functional.number("validation_fraction", fraction, 0, 1) * n))
+    if count >= n:
+        raise ValueError(
+            f"validation_fraction: expected a part of {n} sequences that leaves some on either"
+            f" side, got {fraction}"
+        )
+    order = generator.permutation(n)
+    order = order[np.argsort(groups[order], kind="stable")]
+    # Evenly spaced among sequences that are sorted by group.
+    chosen = np.zeros(n, bool)
+    chosen[((np.arange(count) + 0.5) * n / count).astype(np.intp)] = True
+    rest, validation = order[~chosen], order[chosen]
+    if len(np.unique(groups[rest])) < len(np.unique(groups)):
+        raise ValueError(
+            "y: expected more sequences of each class, got one whose sequences would all be kept"
+            " for early_stopping"
+        )
+    return np.sort(rest), np.sort(validation)
+
+
+_CELLS: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_POOLINGS = ("last", "mean", "max", "attention")
+
+
+class _SequenceEstimator(BaseEstimator):
+    """What both estimators share."""
+
+    _loss: str
+    _metrics: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        epochs: int = 20,
+        batch_size: int = 32,
+        learning_rate: float = 5e-3,
+        optimizer: str = "adam",
+        clipnorm: float | None = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        standardize: bool = True,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        # As they are: scikit-learn wants them back so, and `fit` checks them.
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.pooling = pooling
+        self.dropout = dropout
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.clipnorm = clipnorm
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.standardize = standardize
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _layers(self, features: int, outputs: int, generator: np.random.Generator) -> list[Layer]:
+        """Return the layers of the network."""
+        H = functional.integer("hidden_size", self.hidden_size, 1)
+        cell = functional.choice("cell", self.cell, tuple(_CELLS))
+        # The classic help to remember, see LSTM.
+        options: dict[str, Any] = {"forget_bias": 1.0} if cell == "lstm" else {}
+        dropout = functional.number("dropout", self.dropout, 0, 1)
+        layer = _CELLS[cell](
+            features,
+            H,
+            self.num_layers,
+            dropout=dropout if self.num_layers > 1 else 0.0,
+            bidirectional=self.bidirectional,
+            seed=generator,
+            **options,
+        )
+        width = 2 * H if self.bidirectional else H
+        return [
+            layer,
+            self._pooling(width, generator),
+            *([Dropout(dropout, seed=generator)] if dropout else []),
+            Dense(width, outputs, seed=generator),
+        ]
+
+    def _pooling(self, width: int, generator: np.random.Generator) -> Layer:
+        pooling = functional.choice("pooling", self.pooling, _POOLINGS)
+        if pooling == "attention":
+            return Attention(width, score="general", scale=True, seed=generator)
+        if pooling == "last":
+            return Ends() if self.bidirectional else Last()
+        return Pool(pooling)
+
+    def _optimizer(self) -> optimizers.Optimizer:
+        if not isinstance(self.optimizer, str):
+            raise TypeError(f"optimizer: expected a name, got {self.optimizer!r}")
+        options: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "global_clipnorm": self.clipnorm,
+        }
+        return type(optimizers.get(self.optimizer))(**options)
+
+    def _train(
+        self,
+        sequences: _Sequences,
+        targets: NDArray[Any],
+        outputs: int,
+        groups: NDArray[np.intp],
+        class_weight: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Train a network, and keep it when that is done."""
+        generator = _generator(self.random_state)
+        features = sequences.steps.shape[1]
+        mean, scale = np.zeros(features), np.ones(features)
+        model = Sequential(self._layers(features, outputs, generator))
+        model.compile(self._optimizer(), self._loss, self._metrics)
+        callbacks: list[Callback] = []
+        validation = None
+        if functional.boolean("early_stopping", self.early_stopping):
+            callbacks.append(EarlyStopping("val_loss", self.patience))
+            rows, others = _divide(groups, self.validation_fraction, generator)
+            validation, held_out = sequences.take(others), targets[others]
+            sequences, targets = sequences.take(rows), targets[rows]
+        if functional.boolean("standardize", self.standardize):
+            mean, scale = sequences.statistics()
+        history = model.fit(
+            sequences.standardized(mean, scale),
+            targets,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            validation_data=validation and (validation.standardized(mean, scale), held_out),
+            class_weight=class_weight,
+            callbacks=callbacks,
+            seed=int(generator.integers(2**62)),
+            verbose=self.verbose,
+        )
+        self.n_features_in_ = features
+        self.mean_, self.scale_ = mean, scale
+        self.model_: Sequential = model.eval()
+        self.history_: History = history
+        self.n_iter_ = len(history.epochs)
+
+    def _outputs(self, X: Any) -> NDArray[np.float64]:
+        """Return the outputs (n, k) of the network."""
+        if not hasattr(self, "model_"):
+            raise NotFittedError(f"{type(self).__name__}: call fit first")
+        sequences = _read_sequences(X)
+        if sequences.steps.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X: expected sequences of {self.n_features_in_} features, as fit was given, got"
+                f" {sequences.steps.shape[1]}"
+            )
+        outputs = self.model_.predict(sequences.standardized(self.mean_, self.scale_))
+        return np.asarray(outputs, np.float64)
+
+    def __sklearn_tags__(self) -> Any:
+        tags: Any = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _check_count(sequences: _Sequences, y: NDArray[Any]) -> None:
+    if len(y) != len(sequences.lengths):
+        raise ValueError(f"y: expected {len(sequences.lengths)} targets, as X, got {len(y)}")
+
+
+class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
+    """Recurrent network that finds the class of a sequence, with scikit-learn's interface.
+
+    A recurrent layer reads the sequence, pooling makes one vector of its steps, and an affine map
+    makes logits of that. It is trained with the cross-entropy.
+
+    Parameters
+    ----------
+    cell : {"lstm", "gru", "rnn"}, default "lstm"
+        Kind of the recurrent layer.
+    hidden_size : int, default 64
+        Its units, for each direction.
+    num_layers : int, default 1
+        Recurrent layers on top of each other.
+    bidirectional : bool, default False
+        Whether they read the sequence backward, too.
+    pooling : {"last", "mean", "max", "attention"}, default "last"
+        What becomes of the steps: the last valid one (of a bidirectional layer the step at which
+        each direction ends), their mean or maximum, or a mean weighted by how well they answer
+        the last one, see `fastrnn.Attention`.
+    dropout : float, default 0
+        Probability of a zero between recurrent layers and before the affine map.
+    epochs : int, default 20
+        Passes over the data.
+    batch_size : int, default 32
+        Sequences in an update.
+    learning_rate : float or schedule, default 5e-3
+        Size of the updates, see `fastrnn.optimizers`.
+    optimizer : {"adam", "adamw", "rmsprop", "sgd"}, default "adam"
+        Rule of the updates.
+    clipnorm : float or None, default 1
+        Largest norm of all gradients together.
+    class_weight : None, "balanced" or dict of label to number, default None
+        Weights of the classes in the loss; "balanced" gives each class the same in all, and
+        classes that a dict leaves out have 1.
+    early_stopping : bool, default False
+        Whether part of the sequences, drawn class by class, is kept to validate with. Training
+        then ends when their loss has not improved for some epochs, with the best weights.
+    validation_fraction : float, default 0.1
+        That part.
+    patience : int, default 5
+        Those epochs.
+    standardize : bool, default True
+        Whether each feature is made to have mean 0 and standard deviation 1 over all steps.
+    random_state : int, numpy.random.RandomState, numpy.random.Generator or None, default None
+        Source of all randomness. An int makes `fit` repeatable, to the last bit on a machine.
+    verbose : {0, 1}, default 0
+        Whether progress is shown.
+
+    Attributes
+    ----------
+    classes_ : ndarray (k,)
+        Labels, sorted.
+    model_ : Sequential
+        The network, which gives logits.
+    history_ : History
+        Logs of the epochs: ``loss``, ``accuracy``, with `early_stopping` ``val_loss``, ...
+    mean_, scale_ : ndarray (F,)
+        What is taken off the features, and what they are divided by.
+    n_features_in_ : int
+        Features F.
+    n_iter_ : int
+        Epochs that were run.
+
+    Notes
+    -----
+    The sequences X are an array (n, T, F), or a list of arrays (T_i, F) for different lengths. An
+    array (n, T), or a list of arrays (T_i,), holds sequences of one feature.
+
+    Examples
+    --------
+    Does a sequence rise or fall?
+
+    >>> rng = np.random.default_rng(0)
+    >>> slopes = rng.choice([-0.2, 0.2], size=100)
+    >>> X = [slope * np.arange(rng.integers(5, 10)) + rng.normal(0, 0.3) for slope in slopes]
+    >>> y = np.where(slopes > 0, "up", "down")
+    >>> classifier = SequenceClassifier("gru", 16, random_state=0).fit(X, y)
+    >>> classifier.score(X, y)
+    1.0
+    >>> classifier.predict([[0.0, -0.2, -0.4, -0.6, -0.8]]).tolist()
+    ['down']
+    """
+
+    _loss = "cross_entropy"
+    _metrics = ("accuracy",)
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        epochs: int = 20,
+        batch_size: int = 32,
+        learning_rate: float = 5e-3,
+        optimizer: str = "adam",
+        clipnorm: float | None = 1.0,
+        class_weight: Any = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        standardize: bool = True,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            cell,
+            hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            pooling=pooling,
+            dropout=dropout,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            clipnorm=clipnorm,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            standardize=standardize,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+        y : labels (n,)
+            Their classes: strings, integers or anything else that can be sorted.
+
+        Returns
+        -------
+        SequenceClassifier
+            The estimator.
+        """
+        sequences = _read_sequences(X)
+        classes, encoded = _encode(y)
+        _check_count(sequences, encoded)
+        weights = _class_weights(self.class_weight, classes, encoded)
+        self._train(sequences, encoded, len(classes), encoded, weights)
+        self.classes_ = classes
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Compute how much speaks for each class.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+
+        Returns
+        -------
+        ndarray (n, k), or (n,) for two classes
+            Logits; of two classes that of the second minus that of the first.
+        """
+        logits = self._outputs(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Compute the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+
+        Returns
+        -------
+        ndarray (n, k)
+            Probabilities, in the order of ``classes_``.
+        """
+        logits = self._outputs(X)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Find the likeliest class.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+
+        Returns
+        -------
+        ndarray (n,)
+            Labels.
+        """
+        best = self._outputs(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+
+def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the sorted labels, and which of them each target is."""
+    labels = np.asarray(functional.listed("y", "labels (n,)", y))
+    if labels.ndim != 1:
+        raise ValueError(f"y: expected labels (n,), got {labels.shape} {labels.dtype}")
+    if labels.dtype.kind == "f":
+        wrong = labels[~np.isfinite(labels) | (labels != np.floor(labels))]
+        if wrong.size:
+            raise ValueError(
+                f"y: expected labels, got the number {wrong[0]}; SequenceRegressor takes numbers"
+            )
+    try:
+        classes, encoded = np.unique(labels, return_inverse=True)
+    except TypeError as error:  # such as None among strings
+        raise ValueError(f"y: expected labels that can be sorted: {error}") from None
+    if len(classes) < 2:
+        raise ValueError(f"y: expected at least 2 classes, got {len(classes)} class")
+    return classes, encoded.astype(np.intp)
+
+
+def _class_weights(
+    given: Any, classes: NDArray[Any], encoded: NDArray[np.intp]
+) -> NDArray[np.float64] | None:
+    """Return the weight of each class."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "balanced":
+        weights: NDArray[np.float64] = len(encoded) / (len(classes) * np.bincount(encoded))
+        return weights
+    if not isinstance(given, Mapping):
+        raise ValueError(f"class_weight: expected None, 'balanced' or a dict, got {given!r}")
+    labels = classes.tolist()
+    unknown = [label for label in given if label not in labels]
+    if unknown:
+        raise ValueError(f"class_weight: expected labels of y, got {unknown[0]!r}")
+    return np.array([functional.number("class_weight", given.get(label, 1), 0) for label in labels])
+
+
+class SequenceRegressor(RegressorMixin, _SequenceEstimator):
+    """Recurrent network that finds numbers for a sequence, with scikit-learn's interface.
+
+    It is the network of `SequenceClassifier` with numbers in the place of logits, trained with the
+    mean squared error of targets that are standardised.
+
+    Parameters
+    ----------
+    cell, hidden_size, num_layers, bidirectional, pooling, dropout
+        As in `SequenceClassifier`.
+    epochs, batch_size, learning_rate, optimizer, clipnorm
+        As in `SequenceClassifier`.
+    early_stopping, validation_fraction, patience
+        As in `SequenceClassifier`, with sequences that are drawn from all.
+    standardize, random_state, verbose
+        As in `SequenceClassifier`.
+
+    Attributes
+    ----------
+    model_ : Sequential
+        The network, which gives standardised targets.
+    target_mean_, target_scale_ : ndarray (k,)
+        What is taken off the targets, and what they are divided by.
+    history_, mean_, scale_, n_features_in_, n_iter_
+        As in `SequenceClassifier`; losses are of standardised targets.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(200, 6))  # (n, T), one feature
+    >>> y = X.sum(axis=1)
+    >>> regressor = SequenceRegressor("gru", 32, random_state=0).fit(X[:150], y[:150])
+    >>> bool(regressor.score(X[150:], y[150:]) > 0.9)
+    True
+    """
+
+    _loss = "mse"
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+        y : numbers (n,) or (n, k)
+            Their targets.
+
+        Returns
+        -------
+        SequenceRegressor
+            The estimator.
+        """
+        sequences = _read_sequences(X)
+        targets = _numbers("y", "numbers (n,) or (n, k)", y)
+        if targets.ndim not in (1, 2) or (targets.ndim == 2 and not targets.shape[1]):
+            raise ValueError(f"y: expected numbers (n,) or (n, k), got {targets.shape}")
+        _check_count(sequences, targets)
+        columns = targets.reshape(len(targets), -1)
+        mean, scale = _statistics(columns)
+        if not np.isfinite(mean).all() or not np.isfinite(scale).all():
+            raise ValueError("y: expected numbers whose variance fits float64, got larger ones")
+        groups = np.zeros(len(columns), np.intp)
+        self._train(sequences, (columns - mean) / scale, columns.shape[1], groups)
+        self.target_mean_, self.target_scale_ = mean, scale
+        self._is_flat = targets.ndim == 1
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Compute the numbers.
+
+        Parameters
+        ----------
+        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
+            Sequences.
+
+        Returns
+        -------
+        ndarray (n,) or (n, k)
+            As the targets of `fit`.
+        """
+        numbers = self._outputs(X) * self.target_scale_ + self.target_mean_
+        return numbers[:, 0] if self._is_flat else numbers
