@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,24 @@ def test_import_stays_light() -> None:
     assert "numpy" in loaded
     heavy = {"torch", "scipy", "sklearn", "matplotlib", "rich", "onnx", "onnxruntime"}
     assert not heavy.intersection(loaded)
+
+
+def test_what_is_not_asked_for_is_not_imported() -> None:
+    code = """
+        import sys, fastrnn
+        lazy = {"fastrnn.trainer", "fastrnn.layers", "fastrnn.io", "sklearn", "matplotlib", "tqdm"}
+        assert not lazy & set(sys.modules), lazy & set(sys.modules)
+        for name in dir(fastrnn):
+            getattr(fastrnn, name)
+        for name in fastrnn.__all__:
+            value = getattr(fastrnn, name)
+            assert getattr(value, "__name__", name).rpartition(".")[2] == name, (name, value)
+        assert "fastrnn.trainer" in sys.modules
+        try:
+            fastrnn.nothing
+        except AttributeError as error:
+            assert "'fastrnn' has no attribute 'nothing'" in str(error)
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)

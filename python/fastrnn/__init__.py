@@ -4,34 +4,67 @@
 run fused C++ kernels on NumPy arrays. `Sequential` trains stacks of them and of other layers.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastrnn import callbacks, losses, metrics, optimizers
-from fastrnn.attention import Attention
-from fastrnn.callbacks import History
 from fastrnn.functional import Tape, __version__, get_num_threads, set_num_threads, show_config
-from fastrnn.gradient_flow import GradientFlow, gradient_flow
 from fastrnn.layer import Gradients, Layer
-from fastrnn.layers import (
-    Activation,
-    BatchNorm,
-    Dense,
-    Dropout,
-    Embedding,
-    Last,
-    LayerNorm,
-    Pool,
-    Repeat,
-    Residual,
-)
-from fastrnn.models import Sequential
 from fastrnn.recurrent import GRU, LSTM, RNN
-from fastrnn.sequences import Vocabulary, one_hot, pad_sequences, sliding_windows
-from fastrnn.trees import RecursiveNetwork, TreeLSTM, Trees
 from fastrnn.truncation import Window, tbptt
 
 if TYPE_CHECKING:
+    from fastrnn import callbacks, losses, metrics, optimizers
+    from fastrnn.attention import Attention
+    from fastrnn.callbacks import History
+    from fastrnn.diagnostics import GradientFlow, gradient_flow
     from fastrnn.estimators import SequenceClassifier, SequenceRegressor
+    from fastrnn.layers import (
+        Activation,
+        BatchNorm,
+        Dense,
+        Dropout,
+        Embedding,
+        Last,
+        LayerNorm,
+        Pool,
+        Repeat,
+        Residual,
+    )
+    from fastrnn.models import Sequential
+    from fastrnn.seq2seq import Seq2Seq
+    from fastrnn.sequences import Vocabulary, one_hot, pad_sequences, sliding_windows
+    from fastrnn.trees import RecursiveNetwork, TreeLSTM, Trees
+
+# Whoever wants a layer that runs does not wait for the trainer: the rest is imported when it is
+# first asked for.
+_MODULES = ("callbacks", "losses", "metrics", "optimizers")
+_HOMES = {
+    "Attention": "attention",
+    "History": "callbacks",
+    "SequenceClassifier": "estimators",
+    "SequenceRegressor": "estimators",
+    "GradientFlow": "diagnostics",
+    "gradient_flow": "diagnostics",
+    "Activation": "layers",
+    "BatchNorm": "layers",
+    "Dense": "layers",
+    "Dropout": "layers",
+    "Embedding": "layers",
+    "Last": "layers",
+    "LayerNorm": "layers",
+    "Pool": "layers",
+    "Repeat": "layers",
+    "Residual": "layers",
+    "Sequential": "models",
+    "Seq2Seq": "seq2seq",
+    "Vocabulary": "sequences",
+    "one_hot": "sequences",
+    "pad_sequences": "sequences",
+    "sliding_windows": "sequences",
+    "RecursiveNetwork": "trees",
+    "TreeLSTM": "trees",
+    "Trees": "trees",
+}
 
 __all__ = [
     "GRU",
@@ -53,6 +86,7 @@ __all__ = [
     "RecursiveNetwork",
     "Repeat",
     "Residual",
+    "Seq2Seq",
     "SequenceClassifier",
     "SequenceRegressor",
     "Sequential",
@@ -76,17 +110,16 @@ __all__ = [
     "tbptt",
 ]
 
-# They import scikit-learn, so it takes someone who asks for them.
-_ESTIMATORS = ("SequenceClassifier", "SequenceRegressor")
-
 
 def __getattr__(name: str) -> Any:
-    if name in _ESTIMATORS:
-        from fastrnn import estimators
-
-        return getattr(estimators, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ESTIMATORS})
+    return sorted({*globals(), *__all__})

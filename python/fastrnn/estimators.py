@@ -253,12 +253,16 @@ def _statistics(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 def _numbers(name: str, expected: str, value: Any) -> NDArray[np.float64]:
     """Return finite numbers as float64, or raise an error that names the argument."""
+    if value is None:
+        raise ValueError(f"{name}: expected {expected}, got None: this estimator requires {name}")
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name}: expected {expected}, got sparse data; its toarray makes it dense")
     array = np.asarray(functional.listed(name, expected, value))
     if array.dtype.kind == "O" and array.ndim:  # rows of a table may come so
         try:
             array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: expected {expected}: {error}") from None
+            raise type(error)(f"{name}: expected {expected}: {error}") from None
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name}: expected {expected}, got {array.shape} {array.dtype}")
     numbers = array.astype(np.float64, copy=False)
@@ -691,6 +695,8 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
 
 def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Return the sorted labels, and which of them each target is."""
+    if y is None:
+        raise ValueError("y: expected labels (n,), got None: a classifier requires y")
     labels = np.asarray(functional.listed("y", "labels (n,)", y))
     if labels.ndim != 1:
         raise ValueError(f"y: expected labels (n,), got {labels.shape} {labels.dtype}")
@@ -698,7 +704,8 @@ def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
         wrong = labels[~np.isfinite(labels) | (labels != np.floor(labels))]
         if wrong.size:
             raise ValueError(
-                f"y: expected labels, got the number {wrong[0]}; SequenceRegressor takes numbers"
+                f"y: expected labels, got {wrong[0]}. Unknown label type: continuous; numbers are"
+                " for SequenceRegressor"
             )
     try:
         classes, encoded = np.unique(labels, return_inverse=True)

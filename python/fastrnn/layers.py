@@ -461,6 +461,8 @@ class Activation(_Rowwise):
         self, memory: tuple[Any, ...], gradient: FloatArray, input_grad: bool
     ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
         rows, output = memory
+        if not input_grad:
+            return None, {}
         function = activations.get("function", self.function)
         return function.gradient(rows, output, gradient), {}
 
@@ -682,6 +684,8 @@ class Dropout(Layer):
         _no_state("grad_state", grad_state)
         shape, dtype, mask, valid = tape
         gradient = _gradient(grad_output, shape, dtype)
+        if not input_grad:
+            return Gradients(None, None, {})
         if valid is not None:
             gradient = np.where(valid[:, :, np.newaxis], gradient, dtype.type(0))
         return Gradients(gradient.copy() if mask is None else gradient * mask, None, {})
@@ -729,6 +733,8 @@ class Last(Layer):
         _no_state("grad_state", grad_state)
         shape, dtype, last, rows = tape
         gradient = _gradient(grad_output, shape[1:], dtype)
+        if not input_grad:
+            return Gradients(None, None, {})
         spread = np.zeros(shape, dtype)
         spread[last[rows] - 1, rows] = gradient[rows]
         return Gradients(spread, None, {})
@@ -807,6 +813,8 @@ class Pool(Layer):
         _no_state("grad_state", grad_state)
         shape, dtype, where, rows = tape
         gradient = _gradient(grad_output, shape[1:], dtype)
+        if not input_grad:
+            return Gradients(None, None, {})
         if self.mode == "mean":
             return Gradients(np.where(where, gradient / rows, dtype.type(0)), None, {})
         spread = np.zeros(shape, dtype)
@@ -875,7 +883,8 @@ class Repeat(Layer):
         input_grad: bool = True,
     ) -> Gradients:
         _no_state("grad_state", grad_state)
-        return Gradients(_gradient(grad_output, *tape).sum(axis=0), None, {})
+        gradient = _gradient(grad_output, *tape)
+        return Gradients(gradient.sum(axis=0) if input_grad else None, None, {})
 
     def input_shape(self) -> Shape:
         """Return the shape of the input, of rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -150,6 +151,8 @@ def _random(model: Layer, prefix: str = "") -> dict[str, Layer]:
 
 def _classes(base: type[Any]) -> dict[str, type]:
     """Return the classes of this package under a base, by name."""
+    for module in ("attention", "layers", "models", "recurrent", "seq2seq"):
+        import_module(f"fastrnn.{module}")  # or the base does not know of them
     found: dict[str, type] = {}
     for cls in base.__subclasses__():
         if cls.__module__.startswith("fastrnn."):
