@@ -44,12 +44,13 @@ def test_public_names_are_documented(name: str) -> None:
         assert inspect.getdoc(documented), documented
 
 
-def test_readme_python_runs(tmp_path: Path) -> None:
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert blocks
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks), "utf-8")
+    monkeypatch.chdir(tmp_path)  # it saves a model
     runpy.run_path(str(script))
 
 

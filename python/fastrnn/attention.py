@@ -459,10 +459,7 @@ class Attention(Layer):
         attended, lengths = tape
         T, B, F = attended.memory.shape
         last = self.queries == "last"
-        shape = (B, F) if last else (T, B, F)
-        if grad_output is None:
-            grad_output = np.zeros(shape, self.dtype)
-        gradient = self._read("grad_output", grad_output, shape)
+        gradient = self._read("grad_output", grad_output, (B, F) if last else (T, B, F))
         gradient = gradient[np.newaxis] if last else _without_padding(gradient, lengths)
         g = self.attend_backward(attended, gradient)
         if not input_grad:

@@ -224,10 +224,6 @@ class _Sequences(NamedTuple):
         parts = np.split(self.steps, np.cumsum(self.lengths)[:-1])
         return _Sequences(np.concatenate([parts[row] for row in rows]), self.lengths[rows])
 
-    def statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return mean and standard deviation of each feature."""
-        return _statistics(self.steps)
-
     def standardized(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> Any:
         """Return what a network reads, (n, T, F), or a list of (T_i, F), of float32."""
         with np.errstate(over="ignore", invalid="ignore"):
@@ -242,12 +238,16 @@ class _Sequences(NamedTuple):
         return np.split(steps, np.cumsum(self.lengths)[:-1])
 
 
-def _statistics(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _statistics(
+    name: str, rows: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation over the rows; 1 for what is constant."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = rows.mean(axis=0), rows.std(axis=0)
-    # Rounding lets constants differ from their mean.
-    scale[scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)] = 1
+    if not np.isfinite(scale).all():
+        raise ValueError(f"{name}: expected numbers whose variance fits float64, got larger ones")
+    # Rounding of the sum lets constants differ from their mean.
+    scale[scale <= len(rows) * np.finfo(np.float64).eps * np.abs(mean)] = 1
     return mean, scale
 
 
@@ -446,7 +446,7 @@ class _SequenceEstimator(BaseEstimator):
             validation, held_out = sequences.take(others), targets[others]
             sequences, targets = sequences.take(rows), targets[rows]
         if functional.boolean("standardize", self.standardize):
-            mean, scale = sequences.statistics()
+            mean, scale = _statistics("X", sequences.steps)
         history = model.fit(
             sequences.standardized(mean, scale),
             targets,
@@ -793,9 +793,7 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
             raise ValueError(f"y: expected numbers (n,) or (n, k), got {targets.shape}")
         _check_count(sequences, targets)
         columns = targets.reshape(len(targets), -1)
-        mean, scale = _statistics(columns)
-        if not np.isfinite(mean).all() or not np.isfinite(scale).all():
-            raise ValueError("y: expected numbers whose variance fits float64, got larger ones")
+        mean, scale = _statistics("y", columns)
         groups = np.zeros(len(columns), np.intp)
         self._train(sequences, (columns - mean) / scale, columns.shape[1], groups)
         self.target_mean_, self.target_scale_ = mean, scale
