@@ -11,7 +11,7 @@ from typing import Any
 import fastrnn
 import numpy as np
 import pytest
-from fastrnn.estimators import Ends, _divide
+from fastrnn.estimators import _divide
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -489,31 +489,6 @@ def test_wrong_features_and_not_fitted(kind: Any) -> None:
         estimator.predict(GOOD[:, :, :1])
     with pytest.raises(ValueError, match="depth"):
         estimator.set_params(depth=3)
-
-
-# The layer.
-
-
-@pytest.mark.parametrize("lengths", [None, [5, 1, 0, 3]])
-def test_ends_are_the_final_states(lengths: list[int] | None, rng: Rng) -> None:
-    layer = fastrnn.GRU(3, 2, bidirectional=True, seed=0, dtype=np.float64)
-    output, state, _ = layer.forward(rng.normal(size=(5, 4, 3)), None, lengths)
-    np.testing.assert_array_equal(Ends()(output, lengths), np.concatenate(list(state), axis=1))
-
-
-@pytest.mark.parametrize("lengths", [None, [5, 1, 0, 3]])
-def test_gradient_of_ends(lengths: list[int] | None, rng: Rng) -> None:
-    layer = Ends()
-    x, seed = rng.normal(size=(5, 4, 6)), rng.normal(size=(4, 6))
-    gradient = layer.backward(layer.forward(x, None, lengths)[2], seed).input
-    assert gradient is not None
-    for index in np.ndindex(x.shape):
-        shift = np.zeros_like(x)
-        shift[index] = 0.5  # the layer is linear
-        difference = layer(x + shift, lengths) - layer(x - shift, lengths)
-        assert gradient[index] == pytest.approx(np.sum(difference * seed), abs=1e-12)
-    with pytest.raises(ValueError, match=r"x: expected \(T, B, 2H\), got \(5, 4, 5\)"):
-        layer(x[:, :, :5])
 
 
 @pytest.mark.parametrize("kind", KINDS)

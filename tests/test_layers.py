@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Rng = np.random.Generator
 T, B, F, VOCABULARY = 4, 3, 5, 7
-LENGTHS = np.array([4, 0, 2])
+LENGTHS = np.array([4, 0, 1])
 
 SEQUENCES, ROWS, IDS = "sequences", "rows", "ids"
 # What makes each layer, with a dtype, and the inputs that it takes.
@@ -49,6 +49,10 @@ LAYERS: dict[str, tuple[Callable[[Any], Layer], tuple[str, ...]]] = {
     "LayerNorm": (lambda d: fastrnn.LayerNorm(F, 1e-3, dtype=d), (SEQUENCES, ROWS)),
     "Dropout": (lambda d: fastrnn.Dropout(0.3, seed=0), (SEQUENCES, ROWS)),
     "Last": (lambda d: fastrnn.Last(), (SEQUENCES,)),
+    "Ends": (
+        lambda d: fastrnn.Sequential([fastrnn.Dense(F, 4, seed=0, dtype=d), fastrnn.Ends()]),
+        (SEQUENCES,),
+    ),
     "Pool, mean": (lambda d: fastrnn.Pool(), (SEQUENCES,)),
     "Pool, max": (lambda d: fastrnn.Pool("max"), (SEQUENCES,)),
     "Repeat": (lambda d: fastrnn.Repeat(3), (ROWS,)),
@@ -115,6 +119,10 @@ LAYERS: dict[str, tuple[Callable[[Any], Layer], tuple[str, ...]]] = {
                 fastrnn.Dense(6, 2, seed=3, dtype=d),
             ]
         ),
+        (SEQUENCES,),
+    ),
+    "batch_first": (
+        lambda d: fastrnn.Sequential([fastrnn.LSTM(F, 3, batch_first=True, seed=0, dtype=d)]),
         (SEQUENCES,),
     ),
     "attention": (
@@ -422,6 +430,19 @@ def test_mask_zero() -> None:
     assert layer.step(np.array([3, 0]))[0].shape == (2, F)
     with pytest.raises(ValueError, match="x: expected id 0 at the end of a row only"):
         layer(np.array([[1], [0], [2]]))
+
+
+def test_row_of_padding_stays_zero() -> None:
+    layer = fastrnn.Embedding(VOCABULARY, F, mask_zero=True, seed=0)
+    ids = np.array([[3, 0], [0, 2]])
+    for x, lengths in [(ids, [2, 2]), (ids[0], None)]:  # where id 0 is an id like others
+        output, _, tape = layer.forward(x, None, lengths)
+        g = layer.backward(tape, np.ones_like(output))
+        np.testing.assert_array_equal(g.parameters["weight"][0], 0)
+        assert np.any(g.parameters["weight"])
+    model = fastrnn.Sequential([layer, fastrnn.GRU(F, 1, seed=0)]).compile("adam", "mse")
+    model.train_on_batch(ids, np.zeros((2, 2, 1)), lengths=[2, 2])
+    np.testing.assert_array_equal(layer.parameters["weight"][0], 0)
 
 
 def test_ids_of_padding_are_not_checked() -> None:
@@ -1019,3 +1040,42 @@ def test_wrong_stacks(rng: Rng) -> None:
     with pytest.raises(ValueError, match=r"^x: expected more than 1 valid row"):
         fastrnn.BatchNorm(F)(x, [1, 0, 0])
     assert fastrnn.BatchNorm(F).eval()(x, [1, 0, 0]).shape == x.shape
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 1, 0, 3]])
+def test_ends_are_the_final_states(lengths: list[int] | None, rng: Rng) -> None:
+    layer = fastrnn.GRU(3, 2, bidirectional=True, seed=0, dtype=np.float64)
+    output, state, _ = layer.forward(rng.normal(size=(5, 4, 3)), None, lengths)
+    np.testing.assert_array_equal(
+        fastrnn.Ends()(output, lengths), np.concatenate(list(state), axis=1)
+    )
+    with pytest.raises(ValueError, match=r"x: expected \(T, B, 2H\), got \(5, 4, 3\)"):
+        fastrnn.Ends()(output[:, :, :3], lengths)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_call_gives_what_forward_gives(name: str, rng: Rng) -> None:
+    """Without a tape, in evaluation mode, and in training mode with the same masks."""
+    for kind in LAYERS[name][1]:
+        for training in (False, True):
+            first, second = (LAYERS[name][0](np.float32).train(training) for _ in range(2))
+            x = rng.integers(1, VOCABULARY, size=(T, B))
+            if kind != IDS:
+                x = rng.normal(size=(T, B, F) if kind == SEQUENCES else (B, F)).astype(np.float32)
+            lengths = None if kind == ROWS else LENGTHS
+            expected, state, _ = first.forward(x, None, lengths)
+            output, final = second.apply(x, None, lengths)
+            np.testing.assert_array_equal(output, expected)
+            flat = [
+                np.concatenate([a.ravel() for a in _arrays(s)] or [np.zeros(0)])
+                for s in (state, final)
+            ]
+            np.testing.assert_array_equal(*flat)
+
+
+def _arrays(state: Any) -> list[Array]:
+    if state is None:
+        return []
+    return (
+        [state] if isinstance(state, np.ndarray) else [a for part in state for a in _arrays(part)]
+    )

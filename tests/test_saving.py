@@ -222,6 +222,7 @@ LAYERS: dict[str, Any] = {
     "layer norm": lambda: fastrnn.LayerNorm(3, 1e-3),
     "pool": lambda: fastrnn.Pool("max"),
     "repeat": lambda: fastrnn.Sequential([fastrnn.Last(), fastrnn.Repeat(4)]),
+    "ends": lambda: fastrnn.Sequential([fastrnn.Dense(3, 4, seed=0), fastrnn.Ends()]),
     "residual": lambda: fastrnn.Residual(fastrnn.Sequential([fastrnn.GRU(3, 3, seed=0)])),
     "attention": lambda: fastrnn.Attention(3, score="concat", units=5, queries="all", seed=0),
 }

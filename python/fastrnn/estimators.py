@@ -18,7 +18,7 @@ import numpy as np
 from fastrnn import functional, optimizers
 from fastrnn.attention import Attention
 from fastrnn.callbacks import EarlyStopping
-from fastrnn.layers import Dense, Dropout, Last, Pool
+from fastrnn.layers import Dense, Dropout, Ends, Last, Pool
 from fastrnn.models import Sequential
 from fastrnn.recurrent import GRU, LSTM, RNN
 
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastrnn.callbacks import Callback, History
-    from fastrnn.functional import FloatArray, SupportsArray
-    from fastrnn.layer import Gradients, Layer
+    from fastrnn.layer import Layer
 
-__all__ = ["Ends", "SequenceClassifier", "SequenceRegressor"]
+__all__ = ["SequenceClassifier", "SequenceRegressor"]
 
 
 class _Parameters:
@@ -156,53 +155,6 @@ else:
     except ModuleNotFoundError:  # and not what a broken one raises
         BaseEstimator, ClassifierMixin, RegressorMixin = _Parameters, _Accuracy, _R2
         NotFittedError = _NotFittedError
-
-
-class Ends(Last):
-    """Where each direction of a bidirectional layer ends: (T, B, 2H) to (B, 2H).
-
-    That is the last valid step of the first half of the features and the first step of the second
-    half, which has read the row backward. `Last` would take what that half knows after one step.
-
-    Examples
-    --------
-    >>> x = np.arange(12.0).reshape(3, 2, 2)  # (T, B, 2H)
-    >>> Ends()(x, lengths=[3, 1]).tolist()
-    [[8.0, 1.0], [2.0, 3.0]]
-    """
-
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        output, _, tape = super().forward(x, state, lengths)
-        rows = tape[3]
-        if output.shape[1] % 2:
-            raise ValueError(f"x: expected (T, B, 2H), got {tape[0]} {tape[1]}")
-        H = output.shape[1] // 2
-        if rows.size:
-            output[rows, H:] = functional.view("x", x)[0, rows, H:]
-        return output, None, tape
-
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        gradients = super().backward(tape, grad_output, grad_state, input_grad=input_grad)
-        spread: Any = gradients.input
-        _, _, last, rows = tape
-        H = spread.shape[2] // 2
-        second = spread[last[rows] - 1, rows, H:]  # a copy
-        spread[last[rows] - 1, rows, H:] = 0
-        if rows.size:
-            spread[0, rows, H:] = second
-        return gradients
-
-    def __repr__(self) -> str:
-        return "Ends()"
 
 
 class _Sequences(NamedTuple):

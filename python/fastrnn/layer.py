@@ -100,7 +100,27 @@ class Layer:
         ndarray
             Output.
         """
-        return self.forward(x, None, lengths)[0]
+        return self.apply(x, None, lengths)[0]
+
+    def apply(
+        self, x: Any, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any]:
+        """Run without keeping what `backward` needs.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As of `forward`.
+
+        Returns
+        -------
+        output : ndarray
+            Output.
+        state
+            Final state; None for layers without one.
+        """
+        output, state, _ = self.forward(x, state, lengths)
+        return output, state
 
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None

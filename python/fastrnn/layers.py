@@ -31,6 +31,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embedding",
+    "Ends",
     "Gradients",
     "Last",
     "Layer",
@@ -697,6 +698,9 @@ class Dropout(Layer):
 class Last(Layer):
     """The last valid step of each row: (T, B, F) to (B, F); 0 for a row of length 0.
 
+    After a bidirectional layer use `Ends`, as there the last step of the second half of the
+    features has read one step only.
+
     Examples
     --------
     >>> x = np.arange(6.0).reshape(3, 2, 1)
@@ -753,6 +757,55 @@ class Last(Layer):
 
     def __repr__(self) -> str:
         return self._repr()
+
+
+class Ends(Last):
+    """Where each direction of a bidirectional layer ends: (T, B, 2H) to (B, 2H).
+
+    That is the last valid step of the first half of the features and the first step of the second
+    half, which has read the row backward. `Last` would take what that half knows after one step.
+
+    Examples
+    --------
+    >>> x = np.arange(12.0).reshape(3, 2, 2)  # (T, B, 2H)
+    >>> Ends()(x, lengths=[3, 1]).tolist()
+    [[8.0, 1.0], [2.0, 3.0]]
+    """
+
+    def forward(
+        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, None, Any]:
+        output, _, tape = super().forward(x, state, lengths)
+        rows = tape[3]
+        if output.shape[1] % 2:
+            raise ValueError(f"x: expected (T, B, 2H), got {tape[0]} {tape[1]}")
+        H = output.shape[1] // 2
+        if rows.size:
+            output[rows, H:] = functional.view("x", x)[0, rows, H:]
+        return output, None, tape
+
+    def backward(
+        self,
+        tape: Any,
+        grad_output: Any = None,
+        grad_state: Any = None,
+        *,
+        input_grad: bool = True,
+    ) -> Gradients:
+        gradients = super().backward(tape, grad_output, grad_state, input_grad=input_grad)
+        spread = gradients.input
+        if spread is None:
+            return gradients
+        _, _, last, rows = tape
+        H = spread.shape[2] // 2
+        second = spread[last[rows] - 1, rows, H:]  # a copy
+        spread[last[rows] - 1, rows, H:] = 0
+        if rows.size:
+            spread[0, rows, H:] = second
+        return gradients
+
+    def __repr__(self) -> str:
+        return "Ends()"
 
 
 class Pool(Layer):
@@ -955,15 +1008,25 @@ class Container(Layer):
             child._reenter_mode()
 
 
-def run(layer: Layer, x: Any, state: Any, lengths: Any) -> tuple[FloatArray, Any, Any]:
-    """Run an inner layer, whose own layout may be batch-first, forward on a time-major input."""
+def run(
+    layer: Layer, x: Any, state: Any, lengths: Any, *, keep: bool = True
+) -> tuple[FloatArray, Any, Any]:
+    """Run an inner layer, whose own layout may be batch-first, forward on a time-major input.
+
+    There is a tape if `keep`.
+    """
     x = functional.view("x", x)
     wanted = None if isinstance(layer, Container) else layer.input_shape()
     if wanted and wanted[0] == "T" and len(wanted) == 3 and x.ndim != 3:
         # A recurrent layer alone would take rows (B, F) for one sequence (T, F).
         raise ValueError(f"x: expected (T, B, {wanted[2]}), got {x.shape} {x.dtype}")
     swap = getattr(layer, "batch_first", False)
-    output, state, tape = layer.forward(x.swapaxes(0, 1) if swap else x, state, lengths)
+    x = x.swapaxes(0, 1) if swap else x
+    tape = None
+    if keep:
+        output, state, tape = layer.forward(x, state, lengths)
+    else:
+        output, state = layer.apply(x, state, lengths)
     return output.swapaxes(0, 1) if swap else output, state, tape
 
 
@@ -1014,9 +1077,20 @@ class Residual(Container):
     def forward(
         self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
     ) -> tuple[FloatArray, Any, Any]:
+        return self._forward(x, state, lengths, keep=True)
+
+    def apply(
+        self, x: Any, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any]:
+        """Run without keeping what `backward` needs, see `Layer.apply`."""
+        return self._forward(x, state, lengths, keep=False)[:2]
+
+    def _forward(
+        self, x: Any, state: Any, lengths: Any, *, keep: bool
+    ) -> tuple[FloatArray, Any, Any]:
         x = _features(x, None, None)
         lengths = _lengths(lengths, x.shape)
-        change, state, tape = run(self.layer, x, state, lengths)
+        change, state, tape = run(self.layer, x, state, lengths, keep=keep)
         output = self._add(x, change)
         valid = None
         if lengths is not None:

@@ -114,11 +114,23 @@ class Sequential(Model):
         tape
             What `backward` needs.
         """
+        return self._forward(x, state, lengths, keep=True)
+
+    def apply(
+        self, x: Any, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any]:
+        """Run without keeping what `backward` needs, see `Layer.apply`."""
+        output, state, _ = self._forward(x, state, lengths, keep=False)
+        return output, state
+
+    def _forward(
+        self, x: Any, state: Any, lengths: ArrayLike | None, *, keep: bool
+    ) -> tuple[FloatArray, Any, Any]:
         current = None if lengths is None else functional.integer_lengths(lengths)
         states, tapes = [], []
         for layer, given in zip(self.layers, self._states(state), strict=True):
             lengths, current = current, layer.output_lengths(x, current)
-            x, final, tape = run(layer, x, given, lengths)
+            x, final, tape = run(layer, x, given, lengths, keep=keep)
             states.append(final)
             tapes.append(tape)
         return x, tuple(states), tapes
@@ -274,8 +286,8 @@ class Sequential(Model):
             samples.lengths = first.output_lengths(samples.padded(), None)
         return samples
 
-    def _pass(self, batch: Batch, state: Any = None) -> Pass:
-        prediction, state, tape = self.forward(batch.x, state, batch.lengths)
+    def _pass(self, batch: Batch, state: Any = None, *, keep: bool = True) -> Pass:
+        prediction, state, tape = self._forward(batch.x, state, batch.lengths, keep=keep)
         lengths = self.output_lengths(batch.x, batch.lengths)
         target, mask, weight = align(batch, prediction, lengths, self.loss)
         return Pass(prediction, target, mask, weight, state, tape)
@@ -318,7 +330,7 @@ class Sequential(Model):
         if not order:  # no samples: one empty batch shows the shape
             order = [np.arange(0)]
         for rows, batch in zip(order, self._in_evaluation(samples, order), strict=True):
-            output = self.forward(batch.x, None, batch.lengths)[0]
+            output, _ = self.apply(batch.x, None, batch.lengths)
             if output.ndim == 3:
                 output = time_major(output)
             if result is None:

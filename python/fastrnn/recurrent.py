@@ -301,6 +301,13 @@ class Recurrent(Layer, Generic[State]):
             x, state, lengths, resets, return_all_states, parameters, noise, keep=False
         )
 
+    def apply(
+        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any]:
+        """Run without keeping what `backward` needs, see `Layer.apply`."""
+        output, state = self(x, state, lengths)
+        return output, state
+
     def _run(
         self,
         x: SupportsArray,

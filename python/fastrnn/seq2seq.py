@@ -300,7 +300,7 @@ class Seq2Seq(Model):
         assert isinstance(first, Embedding)
         return first.vocabulary
 
-    def _pass(self, batch: Batch, state: Any = None) -> Pass:
+    def _pass(self, batch: Batch, state: Any = None, *, keep: bool = True) -> Pass:
         assert batch.y is not None
         assert batch.y_lengths is not None
         target, valid = time_major(batch.y), batch.y_lengths

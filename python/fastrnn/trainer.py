@@ -138,8 +138,8 @@ class Model(Container):
         """Read what people hand over."""
         raise NotImplementedError
 
-    def _pass(self, batch: Batch, state: Any = None) -> Pass:
-        """Run a batch forward."""
+    def _pass(self, batch: Batch, state: Any = None, *, keep: bool = True) -> Pass:
+        """Run a batch forward, with a tape if `keep`."""
         raise NotImplementedError
 
     def _gradients(self, tape: Any, gradient: FloatArray) -> dict[str, FloatArray]:
@@ -452,7 +452,7 @@ class Model(Container):
     def _evaluate(self, samples: Samples, batch_size: int) -> dict[str, float]:
         totals = _Totals(self)
         for batch in self._in_evaluation(samples, samples.in_order(batch_size)):
-            step = self._pass(batch)
+            step = self._pass(batch, keep=False)
             totals.add(step, self._loss(step, None)[0])
         return totals.logs()
 
