@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found = decode(model.translate(x[n:], max_steps=12))
         results[name] = float(np.mean([a == b for a, b in zip(found, isos[n:], strict=True)]))
         characters = model.evaluate(x[n:], y[n:])["accuracy"]  # given the right ones before
-        table.append(f"{name:<20} {results[name]:>13.1%} {characters:>11.1%} {seconds:>8.1f} s")
+        table.append(f"{name:<20} {results[name]:>13.2%} {characters:>11.2%} {seconds:>8.1f} s")
     print("\n".join(table))
 
     mistakes = [(t, a, b) for t, a, b in zip(texts[n:], found, isos[n:], strict=True) if a != b]

@@ -131,11 +131,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "bag of words": bag_of_words(data).score(test_lines, test_y),
         "GRU": float(np.mean(predicted == test_y)),
     }
-    print(f"{len(lines)} sentences to learn from, {len(vocabulary)} words; of {len(test_y)} others")
+    print(f"{len(lines)} sentences and {len(vocabulary)} words learnt; of {len(test_y)} others:")
     for name, score in scores.items():
-        error = np.sqrt(score * (1 - score) / len(test_y))
-        print(f"{name:18} {100 * score:5.1f} % right, standard error {100 * error:.1f}")
-    print("\nMost wrong about:")
+        print(f"{name:18} {100 * score:5.1f} % right")
+    print("(With other files, see --seed, both change by several percent.)\n\nMost wrong about:")
     lead = logits.max(axis=1) - logits[np.arange(len(test_y)), test_y]
     for i in np.argsort(-lead)[:3]:
         print(f"{CLASSES[test_y[i]]}, not {CLASSES[predicted[i]]}: {test_lines[i]}")

@@ -6,10 +6,9 @@ tokens in another order, whose value is the opposite: who only counts tokens has
     python examples/tree_classification.py
 
 Prints the accuracy on new formulas, and on larger ones than any in training, of logistic regression
-on the counts of tokens, of an LSTM that reads the tokens one by one, operators before what they
-join, and of three networks on trees. A child-sum `TreeLSTM` adds children up, so it cannot know
-which side of "implies" is which. The picture shows the accuracy by size. Needs scikit-learn, and
-for the picture matplotlib.
+on the counts of tokens, of an LSTM that reads them one by one, and of three networks on trees. A
+child-sum `TreeLSTM` adds children up, so it cannot know which side of "implies" is which. The
+picture shows the accuracy by size. Needs scikit-learn, and for the picture matplotlib.
 """
 
 import argparse
@@ -32,9 +31,8 @@ def value(formula: Formula) -> bool:
     if isinstance(formula, int):
         return formula == TRUE
     operator, (left, right) = formula
-    if operator == AND:
-        return value(left) and value(right)
-    return (value(left) != (operator == IMPLIES)) or value(right)
+    a, b = value(left), value(right)
+    return (a and b) if operator == AND else (a or b) if operator == OR else (not a or b)
 
 
 def build(leaves: list[int], operators: list[int], cuts: list[float]) -> Formula:
@@ -59,12 +57,8 @@ def twins(size: int, rng: np.random.Generator) -> dict[Formula, bool]:
     return {formula: truth for truth, formula in found.items()}
 
 
-def count_tokens(ids: list[np.ndarray], values: np.ndarray, count: int) -> np.ndarray:
-    counts = [np.bincount(row, minlength=TOKENS) for row in ids]
-    return LogisticRegression().fit(counts[:count], values[:count]).predict(counts[count:])
-
-
 def read_tokens(ids: Any, values: np.ndarray, count: int, epochs: int, seed: int) -> np.ndarray:
+    """Train on the first `count` formulas as sequences, and return predictions for the others."""
     embedding = fastrnn.Embedding(TOKENS, SIZE, seed=seed)
     layers = [embedding, fastrnn.LSTM(SIZE, 2 * SIZE, seed=seed), fastrnn.Last()]
     model = fastrnn.Sequential([*layers, fastrnn.Dense(2 * SIZE, 1, seed=seed)])
@@ -73,19 +67,13 @@ def read_tokens(ids: Any, values: np.ndarray, count: int, epochs: int, seed: int
     return model.predict(ids[count:])[:, 0] > 0
 
 
-def read_trees(
-    network: Any, formulas: list[Formula], values: np.ndarray, count: int, epochs: int, seed: int
-) -> np.ndarray:
-    """Train on the first `count` formulas, and return predictions for the others.
-
-    `fastrnn.Sequential` has no trees, so this trains by hand: forward, loss, backward, update.
-    """
+def read_trees(network: Any, formulas: Any, values: Any, count: int, epochs: int, seed: int) -> Any:
+    """Do the same by hand, as `fastrnn.Sequential` has no trees."""
     embedding = fastrnn.Embedding(TOKENS, SIZE, seed=seed)
     head = fastrnn.Dense(SIZE, 1, seed=seed)
-    optimizer = Adam(0.005, global_clipnorm=1.0)
-    rng = np.random.default_rng(seed)
+    parameters = joined([layer.parameters for layer in (embedding, network, head)])  # live arrays
+    optimizer, rng = Adam(0.005, global_clipnorm=1.0), np.random.default_rng(seed)
     for epoch in range(1, epochs + 1):
-        losses = []
         for rows in np.array_split(rng.permutation(count), count // BATCH):
             trees = fastrnn.Trees.from_nested([formulas[i] for i in rows])
             x, _, embedding_tape = embedding.forward(np.array(trees.leaves))
@@ -95,22 +83,16 @@ def read_trees(
             of_head = head.backward(head_tape, gradient)
             of_network = network.backward(network_tape, trees.roots_backward(of_head.input))
             of_embedding = embedding.backward(embedding_tape, of_network.input)
-            layers, gradients = (embedding, network, head), (of_embedding, of_network, of_head)
-            optimizer.update(joined(layers), joined(gradients))
-            losses.append(loss)
-        print(f"{network}, epoch {epoch}: loss {np.mean(losses):.4f}", file=sys.stderr)
+            gradients = joined([g.parameters for g in (of_embedding, of_network, of_head)])
+            optimizer.update(parameters, gradients)
+        print(f"{network}, epoch {epoch}: loss {loss:.4f}", file=sys.stderr)
     trees = fastrnn.Trees.from_nested(formulas[count:])
     h, _, _ = network.forward(embedding(np.array(trees.leaves)), trees)
     return head(trees.roots(h))[:, 0] > 0
 
 
-def joined(parts: tuple[Any, ...]) -> dict[str, np.ndarray]:
-    """Return the parameters of layers, or their gradients, under names that differ."""
-    return {
-        f"{i}.{key}": part.parameters[key]
-        for i, part in enumerate(parts)
-        for key in part.parameters
-    }
+def joined(groups: list[Any]) -> dict[str, np.ndarray]:
+    return {f"{i}.{key}": array for i, group in enumerate(groups) for key, array in group.items()}
 
 
 def draw(path: str, sizes: np.ndarray, right: dict[str, np.ndarray]) -> None:
@@ -118,9 +100,8 @@ def draw(path: str, sizes: np.ndarray, right: dict[str, np.ndarray]) -> None:
 
     ax = Figure(figsize=(8, 4), layout="constrained").subplots()
     for i, (name, hits) in enumerate(right.items()):
-        counts = np.unique(sizes)
-        means = [hits[sizes == count].mean() for count in counts]
-        ax.plot(counts, means, "-" if i % 2 else "--", marker=".", label=name)
+        means = [hits[sizes == size].mean() for size in np.unique(sizes)]
+        ax.plot(np.unique(sizes), means, "-" if i % 2 else "--", marker=".", label=name)
     ax.axvline(10.5, color="gray", linestyle=":")
     ax.set(xlabel="leaves of the formula; training has 10 at most", ylabel="accuracy")
     ax.legend()
@@ -131,11 +112,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Tell true formulas from false ones.")
     parser.add_argument("--picture", metavar="FILE", default="tree_classification.png")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer formulas and epochs")
+    parser.add_argument("--quick", action="store_true", help="fewer formulas")
     arguments = parser.parse_args(argv)
-    seed = arguments.seed
-    pairs, epochs = (500, 4) if arguments.quick else (2000, 8)
-
+    seed, pairs, epochs = arguments.seed, 500 if arguments.quick else 2000, 8
     rng = np.random.default_rng(seed)
     known: dict[Formula, bool] = {}
     for size in rng.integers(5, 11, pairs):
@@ -145,16 +124,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         known |= twins(int(size), rng)
     formulas, values = list(known), np.array(list(known.values()))
     ids = [np.array(fastrnn.Trees.from_nested([formula]).leaves) for formula in formulas]
-
-    predictions = {
-        "counts of tokens": count_tokens(ids, values, count),
-        "LSTM over tokens": read_tokens(ids, values, count, epochs, seed),
-    }
-    for name, network in {
-        "RecursiveNetwork": fastrnn.RecursiveNetwork(SIZE, seed=seed),
-        "TreeLSTM child_sum": fastrnn.TreeLSTM(SIZE, SIZE, "child_sum", seed=seed),
-        "TreeLSTM binary": fastrnn.TreeLSTM(SIZE, SIZE, "binary", seed=seed),
-    }.items():
+    counts = [np.bincount(row, minlength=TOKENS) for row in ids]
+    logistic = LogisticRegression().fit(counts[:count], values[:count])
+    predictions = {"counts of tokens": logistic.predict(counts[count:])}
+    predictions["LSTM over tokens"] = read_tokens(ids, values, count, epochs, seed)
+    networks: dict[str, Any] = {"RecursiveNetwork": fastrnn.RecursiveNetwork(SIZE, seed=seed)}
+    for kind in ("child_sum", "binary"):
+        networks[f"TreeLSTM {kind}"] = fastrnn.TreeLSTM(SIZE, SIZE, kind, seed=seed)
+    for name, network in networks.items():
         predictions[name] = read_trees(network, formulas, values, count, epochs, seed)
 
     sizes = np.array([(len(row) + 1) // 2 for row in ids[count:]])
@@ -162,9 +139,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = {}
     print(f"\n{'accuracy, leaves:':20} {'5 to 10':>8} {'11 to 20':>8}")
     for name, hits in right.items():
-        new, larger = float(hits[sizes <= 10].mean()), float(hits[sizes > 10].mean())
-        results[name] = {"new": new, "larger": larger}
-        print(f"{name:20} {new:8.3f} {larger:8.3f}")
+        results[name] = (float(hits[sizes <= 10].mean()), float(hits[sizes > 10].mean()))
+        print("{:20} {:8.3f} {:8.3f}".format(name, *results[name]))
     draw(arguments.picture, sizes, right)
     return results
 

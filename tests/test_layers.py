@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fastrnn import activations, saving
 from fastrnn.config import build, describe
+from fastrnn.containers import Container
 from fastrnn.layer import Layer
-from fastrnn.layers import Container, Embedding, valid_steps
+from fastrnn.layers import Embedding, valid_steps
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

@@ -183,11 +183,11 @@ def test_gradients_with_dropout_and_weights() -> None:
     batch = batch_of(model, sample_weight=[1.0, 0.0, 2.0, 0.5])
     forward = model._pass
 
-    def with_the_same_mask(batch: Any, state: Any = None) -> Any:
+    def with_the_same_mask(batch: Any) -> Any:
         dropout._mask_seed = 7
-        return forward(batch, state)
+        return forward(batch)
 
-    model._pass = with_the_same_mask  # type: ignore[method-assign]
+    model._pass = with_the_same_mask  # type: ignore
     check_gradients(model, batch)
 
 
@@ -227,7 +227,7 @@ def test_parity_with_torch() -> None:
 def test_bidirectional_states_lie_side_by_side() -> None:
     model = build("LSTM", score=None, bidirectional=True, layers=2)
     batch = batch_of(model)
-    _, initial, _, _ = model._encode(batch)
+    _, initial, _, _ = model._encode(batch, keep=False)
     _, (_, final), _ = model.encoder.forward(batch.x, None, batch.lengths)
     for joined, parts in zip(initial[1], final, strict=True):
         assert joined.shape == (2, 4, 6)
@@ -408,7 +408,7 @@ def test_attention_of_translations(beam: int) -> None:
         for x, ids, matrix in zip(X, found, weights, strict=True):
             assert matrix.shape == (len(ids), len(x))
             batch = batch_of(model, alone(x), [ids])
-            memory, initial, lengths, _ = model._encode(batch)
+            memory, initial, lengths, _ = model._encode(batch, keep=False)
             h = model.decoder.forward(np.array([[START], *([i] for i in ids)]), initial)[0]
             assert model.attention is not None
             expected = model.attention.attend(h, memory, lengths)[1][: len(ids), 0]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastrnn import callbacks, losses, metrics, optimizers
     from fastrnn.attention import Attention
     from fastrnn.callbacks import History
+    from fastrnn.containers import Residual
     from fastrnn.diagnostics import GradientFlow, gradient_flow
     from fastrnn.estimators import SequenceClassifier, SequenceRegressor
     from fastrnn.layers import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         LayerNorm,
         Pool,
         Repeat,
-        Residual,
     )
     from fastrnn.models import Sequential
     from fastrnn.seq2seq import Seq2Seq
@@ -56,7 +56,7 @@ _HOMES = {
     "LayerNorm": "layers",
     "Pool": "layers",
     "Repeat": "layers",
-    "Residual": "layers",
+    "Residual": "containers",
     "Sequential": "models",
     "Seq2Seq": "seq2seq",
     "Vocabulary": "sequences",

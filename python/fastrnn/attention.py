@@ -13,7 +13,7 @@ import numpy as np
 
 from fastrnn import functional
 from fastrnn.initializers import initialize_dense
-from fastrnn.layers import Gradients, Layer, valid_steps
+from fastrnn.layers import Stateless, step_counts, valid_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +201,7 @@ def _tanh_gradients(
     return grad_query, grad_memory, grad_vector
 
 
-class Attention(Layer):
+class Attention(Stateless):
     """Attention of a query to a memory, or of a sequence to itself.
 
     With a score e_j of each step m_j of the memory, the weights are a = softmax(e) over the valid
@@ -352,7 +352,7 @@ class Attention(Layer):
         """
         query = self._read("query", query, ("Tq", "B", self.query_size))
         memory = self._read("memory", memory, ("Tm", query.shape[1], self.memory_size))
-        valid = self._lengths(lengths, memory)
+        valid = step_counts(lengths, memory.shape)
         tape = self._attend(query, _without_padding(memory, valid), valid)
         tape.weights.flags.writeable = False
         return self._context(tape), tape.weights, tape
@@ -407,68 +407,26 @@ class Attention(Layer):
             grad_memory += grad_scored
         return AttentionGradients(grad_query, grad_memory, parameters)
 
-    def forward(
-        self, x: SupportsArray, state: None = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, _LayerTape]:
-        """Let a sequence attend to itself, and keep what `backward` needs.
-
-        Parameters
-        ----------
-        x : array (T, B, F)
-            Sequence with F = Q = M, of the layer's dtype. Leave it unchanged until `backward`.
-        state : None
-            There is none.
-        lengths : integers (B,), optional
-            Valid steps of each row. Steps past them neither ask nor answer, whatever they hold.
-
-        Returns
-        -------
-        output : ndarray
-            (B, F) for ``queries="last"``, (T, B, F) for ``"all"``; 0 past the lengths and in a
-            row of length 0.
-        state : None
-            There is none.
-        tape
-            What `backward` needs.
-
-        Examples
-        --------
-        >>> x = np.random.default_rng(0).normal(size=(5, 3, 8))
-        >>> Attention(8, queries="all", dtype=np.float64).forward(x)[0].shape
-        (5, 3, 8)
-        """
-        if state is not None:
-            raise ValueError(f"state: expected None, got {type(state).__name__}")
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         tape = self._attend_to_itself(x, lengths)
         output = self._context(tape.attended)
         if self.queries == "last":
-            return output[0], None, tape
+            return output[0], tape
         output[~valid_steps(len(output), tape.lengths)] = 0
-        return output, None, tape
+        return output, tape
 
-    def backward(
-        self,
-        tape: _LayerTape,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        if not isinstance(tape, _LayerTape):
-            raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
-        attended, lengths = tape
-        T, B, F = attended.memory.shape
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        attended, lengths = memory
         last = self.queries == "last"
-        gradient = self._read("grad_output", grad_output, (B, F) if last else (T, B, F))
         gradient = gradient[np.newaxis] if last else _without_padding(gradient, lengths)
         g = self.attend_backward(attended, gradient)
-        if not input_grad:
-            return Gradients(None, None, g.parameters)
         if not last:
-            return Gradients(g.query + g.memory, None, g.parameters)
+            return g.query + g.memory, g.parameters
         rows = np.flatnonzero(lengths)
         g.memory[lengths[rows] - 1, rows] += g.query[0, rows]
-        return Gradients(g.memory, None, g.parameters)
+        return g.memory, g.parameters
 
     def weights(self, x: SupportsArray, lengths: ArrayLike | None = None) -> FloatArray:
         """Return which steps a sequence attends to, to look at them.
@@ -552,20 +510,6 @@ class Attention(Layer):
             )
         return array
 
-    @staticmethod
-    def _lengths(given: ArrayLike | None, x: FloatArray) -> NDArray[np.int64]:
-        """Return the lengths of (T, B, F), which are T by default."""
-        T, B, _ = x.shape
-        if given is None:
-            return np.full(B, T)
-        lengths = functional.integer_lengths(given)
-        if lengths.shape != (B,):
-            raise ValueError(f"lengths: expected integers ({B},), got {lengths.shape}")
-        wrong = lengths[(lengths < 0) | (lengths > T)]
-        if wrong.size:
-            raise ValueError(f"lengths: expected integers in [0, {T}], got {wrong[0]}")
-        return lengths
-
     def _attend(
         self, query: FloatArray, memory: FloatArray, lengths: NDArray[np.int64]
     ) -> AttentionTape:
@@ -584,7 +528,7 @@ class Attention(Layer):
                 " where a sequence attends to itself; see attend"
             )
         x = self._read("x", given, ("T", "B", self.query_size))
-        valid = self._lengths(lengths, x)
+        valid = step_counts(lengths, x.shape)
         query = memory = _without_padding(x, valid)
         if self.queries == "last":
             query = np.zeros((1, *x.shape[1:]), self.dtype)

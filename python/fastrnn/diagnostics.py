@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn.config import describe_arguments
-from fastrnn.layers import Container, run, run_back, valid_steps
+from fastrnn.containers import Container, run, run_back
+from fastrnn.layers import valid_steps
 from fastrnn.recurrent import Recurrent
 
 if TYPE_CHECKING:

@@ -16,10 +16,7 @@ from fastrnn import activations, functional, initializers
 from fastrnn.layer import Gradients, Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import ArrayLike, DTypeLike, NDArray
-    from typing_extensions import Self
 
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
@@ -27,20 +24,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Activation",
     "BatchNorm",
-    "Container",
     "Dense",
     "Dropout",
     "Embedding",
     "Ends",
-    "Gradients",
     "Last",
-    "Layer",
     "LayerNorm",
     "Pool",
     "Repeat",
-    "Residual",
-    "run",
-    "run_back",
+    "Stateless",
+    "read_features",
+    "read_gradient",
+    "read_lengths",
+    "step_counts",
     "valid_steps",
 ]
 
@@ -67,7 +63,7 @@ def valid_steps(T: int, lengths: NDArray[Any]) -> NDArray[np.bool_]:
     return np.arange(T)[:, np.newaxis] < lengths
 
 
-def _features(x: SupportsArray, size: int | None, dtype: Any, what: str = "x") -> FloatArray:
+def read_features(x: SupportsArray, size: int | None, dtype: Any, what: str = "x") -> FloatArray:
     """View an input (…, F), or raise an error that names it."""
     array: FloatArray = np.asarray(functional.view(what, x))
     fits = array.ndim in (2, 3) and (size is None or array.shape[-1] == size)
@@ -82,13 +78,13 @@ def _features(x: SupportsArray, size: int | None, dtype: Any, what: str = "x") -
 
 
 def _sequence(x: SupportsArray, what: str = "x") -> FloatArray:
-    array = _features(x, None, None, what)
+    array = read_features(x, None, None, what)
     if array.ndim != 3:
         raise ValueError(f"{what}: expected (T, B, F), got {array.shape} {array.dtype}")
     return array
 
 
-def _lengths(
+def read_lengths(
     lengths: ArrayLike | None, shape: tuple[int, ...], axes: int = 3
 ) -> NDArray[np.int64] | None:
     """Check the lengths of an input that has steps, (T, B, …), if it has so many axes."""
@@ -105,7 +101,13 @@ def _lengths(
     return array
 
 
-def _gradient(grad_output: Any, shape: tuple[int, ...], dtype: Any) -> FloatArray:
+def step_counts(lengths: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the valid steps of each row of an input (T, B, F), all T by default."""
+    given = read_lengths(lengths, shape)
+    return np.full(shape[1], shape[0], np.int64) if given is None else given
+
+
+def read_gradient(grad_output: Any, shape: tuple[int, ...], dtype: Any) -> FloatArray:
     """View the gradient of an output, which is zero by default."""
     if grad_output is None:
         return np.zeros(shape, dtype)
@@ -125,36 +127,71 @@ def _no_state(name: str, state: Any) -> None:
         )
 
 
-class _Rows(NamedTuple):
-    """Tape of a layer that works on each row of each step alone.
+class _Tape(NamedTuple):
+    """Tape of a layer without a state.
 
     Attributes
     ----------
     shape : tuple of int
         Of the output.
-    valid : ndarray of bool (T, B) or None
-        Which rows were given to the layer; None if all were.
+    dtype : dtype
+        Of the output.
     memory
         What the layer keeps.
     """
 
     shape: tuple[int, ...]
-    valid: NDArray[np.bool_] | None
+    dtype: Any
     memory: Any
 
 
-class _Rowwise(Layer):
+class Stateless(Layer):
+    """A layer without a state, which gives `_forward` and `_backward`."""
+
+    def forward(
+        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, None, Any]:
+        """Run, and keep what `backward` needs, see `Layer.forward`."""
+        _no_state("state", state)
+        output, memory = self._forward(x, lengths)
+        return output, None, _Tape(output.shape, output.dtype, memory)
+
+    def backward(
+        self,
+        tape: Any,
+        grad_output: Any = None,
+        grad_state: Any = None,
+        *,
+        input_grad: bool = True,
+    ) -> Gradients:
+        """Differentiate the call of `forward` that made a tape, see `Layer.backward`."""
+        _no_state("grad_state", grad_state)
+        if not isinstance(tape, _Tape):
+            raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
+        gradient = read_gradient(grad_output, tape.shape, tape.dtype)
+        grad_input, parameters = self._backward(tape.memory, gradient, input_grad)
+        return Gradients(grad_input if input_grad else None, None, parameters)
+
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        """Return the output and what the gradient needs."""
+        raise NotImplementedError
+
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        """Return the gradients of the input, which is ignored unless wanted, and parameters."""
+        raise NotImplementedError
+
+
+class _Rowwise(Stateless):
     """A layer that works on rows (N, F): those of all steps and sequences that are valid."""
 
     _size: int | None = None  # features of the input
     _dtype: Any = None  # dtype of the input
 
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, _Rows]:
-        _no_state("state", state)
-        x = _features(x, self._size, self._dtype)
-        lengths = _lengths(lengths, x.shape)
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        x = read_features(x, self._size, self._dtype)
+        lengths = read_lengths(lengths, x.shape)
         if lengths is None:
             valid = None
             rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -162,44 +199,26 @@ class _Rowwise(Layer):
             valid = valid_steps(len(x), lengths)
             rows = x[valid]
         result, memory = self._forward_rows(rows)
-        if valid is None:
-            output = result.reshape(*x.shape[:-1], result.shape[1])
-        else:
-            output = np.zeros((*x.shape[:-1], result.shape[1]), result.dtype)
-            output[valid] = result
-        return output, None, _Rows(output.shape, valid, memory)
+        return _spread(result, valid, x.shape[:-1]), (valid, memory)
 
-    def backward(
-        self,
-        tape: _Rows,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        shape, valid, memory = tape
-        rows = memory[0]
-        gradient = _gradient(grad_output, shape, rows.dtype)
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        valid, kept = memory
+        positions = gradient.shape[:-1]
         if valid is None:
-            selected = gradient.reshape(math.prod(shape[:-1]), shape[-1])
+            rows = gradient.reshape(math.prod(positions), gradient.shape[-1])
         else:
-            selected = gradient[valid]
-        result, parameters = self._backward_rows(memory, selected, input_grad)
-        if result is None:
-            return Gradients(None, None, parameters)
-        if valid is None:
-            return Gradients(result.reshape(*shape[:-1], result.shape[1]), None, parameters)
-        spread = np.zeros((*shape[:-1], result.shape[1]), result.dtype)
-        spread[valid] = result
-        return Gradients(spread, None, parameters)
+            rows = gradient[valid]
+        result, parameters = self._backward_rows(kept, rows, input_grad)
+        return None if result is None else _spread(result, valid, positions), parameters
 
     def input_shape(self) -> Shape | None:
         """Return the shape of the input, of rows."""
         return None if self._size is None else ("B", self._size)
 
     def _forward_rows(self, rows: FloatArray) -> tuple[FloatArray, tuple[Any, ...]]:
-        """Return the output (N, n) and what the gradient needs, the rows first."""
+        """Return the output (N, n) and what the gradient needs."""
         raise NotImplementedError
 
     def _backward_rows(
@@ -209,7 +228,18 @@ class _Rowwise(Layer):
         raise NotImplementedError
 
 
-class Embedding(Layer):
+def _spread(
+    rows: FloatArray, valid: NDArray[np.bool_] | None, positions: tuple[int, ...]
+) -> FloatArray:
+    """Put rows (N, n) back where they come from, (T, B, n) or (B, n), with 0 in between."""
+    if valid is None:
+        return rows.reshape(*positions, rows.shape[1])
+    spread: FloatArray = np.zeros((*positions, rows.shape[1]), rows.dtype)
+    spread[valid] = rows
+    return spread
+
+
+class Embedding(Stateless):
     """A row of a table for each id: y = W[id].
 
     Parameters
@@ -255,12 +285,9 @@ class Embedding(Layer):
             weight[0] = 0
         self._parameters = {"weight": weight.astype(self.dtype)}
 
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        _no_state("state", state)
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         ids = self._ids(x)
-        lengths = self.output_lengths(ids, _lengths(lengths, ids.shape, 2))
+        lengths = self.output_lengths(ids, read_lengths(lengths, ids.shape, 2))
         weight = self._parameters["weight"]
         if lengths is None:
             valid = None
@@ -274,19 +301,12 @@ class Embedding(Layer):
         output = weight[ids]
         if valid is not None:
             output[~valid] = 0
-        return output, None, (ids, valid)
+        return output, (ids, valid)
 
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        ids, valid = tape
-        gradient = _gradient(grad_output, (*ids.shape, self.size), self.dtype)
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        ids, valid = memory
         used, rows = (
             (ids.ravel(), gradient.reshape(-1, self.size))
             if valid is None
@@ -301,7 +321,7 @@ class Embedding(Layer):
             grad_weight[used[starts]] = np.add.reduceat(rows[order], starts, axis=0)
         if self.mask_zero:
             grad_weight[0] = 0
-        return Gradients(None, None, {"weight": grad_weight})
+        return None, {"weight": grad_weight}
 
     def output_lengths(self, x: NDArray[Any], lengths: NDArray[Any] | None) -> NDArray[Any] | None:
         """Return the lengths given, or those that the padding shows."""
@@ -620,7 +640,7 @@ class LayerNorm(_Rowwise):
         return self._repr(self.size, eps=1e-5)
 
 
-class Dropout(Layer):
+class Dropout(Stateless):
     """Zero elements at random in training mode, and scale the rest by 1 / (1 - p) [1]_.
 
     Parameters
@@ -654,12 +674,9 @@ class Dropout(Layer):
         self.probability = functional.number("probability", probability, 0, 1)
         self._mask_seed = int(functional.generator("seed", seed).integers(2**62))
 
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        _no_state("state", state)
-        x = _features(x, None, None)
-        lengths = _lengths(lengths, x.shape)
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        x = read_features(x, None, None)
+        lengths = read_lengths(lengths, x.shape)
         valid = None
         if lengths is not None:
             valid = valid_steps(len(x), lengths)
@@ -672,76 +689,27 @@ class Dropout(Layer):
             mask = mask.reshape(x.shape).astype(x.dtype, copy=False)
             self._mask_seed += 1
         output = x.copy() if mask is None else x * mask
-        return output, None, (output.shape, output.dtype, mask, valid)
+        return output, (mask, valid)
 
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        shape, dtype, mask, valid = tape
-        gradient = _gradient(grad_output, shape, dtype)
-        if not input_grad:
-            return Gradients(None, None, {})
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        mask, valid = memory
         if valid is not None:
-            gradient = np.where(valid[:, :, np.newaxis], gradient, dtype.type(0))
-        return Gradients(gradient.copy() if mask is None else gradient * mask, None, {})
+            gradient = np.where(valid[:, :, np.newaxis], gradient, gradient.dtype.type(0))
+        return gradient.copy() if mask is None else gradient * mask, {}
 
     def __repr__(self) -> str:
         return self._repr(self.probability)
 
 
-class Last(Layer):
-    """The last valid step of each row: (T, B, F) to (B, F); 0 for a row of length 0.
-
-    After a bidirectional layer use `Ends`, as there the last step of the second half of the
-    features has read one step only.
-
-    Examples
-    --------
-    >>> x = np.arange(6.0).reshape(3, 2, 1)
-    >>> Last()(x, lengths=[3, 1]).tolist()
-    [[4.0], [1.0]]
-    """
+class _Summary(Stateless):
+    """A layer that makes one row of a sequence: (T, B, F) to (B, F)."""
 
     @property
     def stepwise(self) -> bool:
-        """False: the last step needs the whole sequence."""
+        """False: it needs the whole sequence."""
         return False
-
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        _no_state("state", state)
-        x = _sequence(x)
-        lengths = _lengths(lengths, x.shape)
-        T, B, F = x.shape
-        last = np.full(B, T) if lengths is None else lengths
-        output = np.zeros((B, F), x.dtype)
-        rows = np.flatnonzero(last)
-        output[rows] = x[last[rows] - 1, rows]
-        return output, None, (x.shape, x.dtype, last, rows)
-
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        shape, dtype, last, rows = tape
-        gradient = _gradient(grad_output, shape[1:], dtype)
-        if not input_grad:
-            return Gradients(None, None, {})
-        spread = np.zeros(shape, dtype)
-        spread[last[rows] - 1, rows] = gradient[rows]
-        return Gradients(spread, None, {})
 
     def output_lengths(self, x: NDArray[Any], lengths: NDArray[Any] | None) -> None:
         """Return None: no steps are left."""
@@ -754,6 +722,36 @@ class Last(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output for that of the input."""
         return shape[1:]
+
+
+class Last(_Summary):
+    """The last valid step of each row: (T, B, F) to (B, F); 0 for a row of length 0.
+
+    After a bidirectional layer use `Ends`, as there the last step of the second half of the
+    features has read one step only.
+
+    Examples
+    --------
+    >>> x = np.arange(6.0).reshape(3, 2, 1)
+    >>> Last()(x, lengths=[3, 1]).tolist()
+    [[4.0], [1.0]]
+    """
+
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        x = _sequence(x)
+        last = step_counts(lengths, x.shape)
+        output = np.zeros(x.shape[1:], x.dtype)
+        rows = np.flatnonzero(last)
+        output[rows] = x[last[rows] - 1, rows]
+        return output, (x.shape, last, rows)
+
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        shape, last, rows = memory
+        spread = np.zeros(shape, gradient.dtype)
+        spread[last[rows] - 1, rows] = gradient[rows]
+        return spread, {}
 
     def __repr__(self) -> str:
         return self._repr()
@@ -772,43 +770,27 @@ class Ends(Last):
     [[8.0, 1.0], [2.0, 3.0]]
     """
 
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        output, _, tape = super().forward(x, state, lengths)
-        rows = tape[3]
-        if output.shape[1] % 2:
-            raise ValueError(f"x: expected (T, B, 2H), got {tape[0]} {tape[1]}")
-        H = output.shape[1] // 2
-        if rows.size:
-            output[rows, H:] = functional.view("x", x)[0, rows, H:]
-        return output, None, tape
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        x = _sequence(x)
+        if x.shape[2] % 2:
+            raise ValueError(f"x: expected (T, B, 2H), got {x.shape} {x.dtype}")
+        output, memory = super()._forward(x, lengths)
+        rows, backward_half = memory[2], slice(x.shape[2] // 2, None)
+        output[rows, backward_half] = x[:1, rows, backward_half]
+        return output, memory
 
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        gradients = super().backward(tape, grad_output, grad_state, input_grad=input_grad)
-        spread = gradients.input
-        if spread is None:
-            return gradients
-        _, _, last, rows = tape
-        H = spread.shape[2] // 2
-        second = spread[last[rows] - 1, rows, H:]  # a copy
-        spread[last[rows] - 1, rows, H:] = 0
-        if rows.size:
-            spread[0, rows, H:] = second
-        return gradients
-
-    def __repr__(self) -> str:
-        return "Ends()"
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        shape, last, rows = memory
+        H = shape[2] // 2
+        spread = np.zeros(shape, gradient.dtype)
+        spread[last[rows] - 1, rows, :H] = gradient[rows, :H]
+        spread[:1, rows, H:] = gradient[rows, H:]
+        return spread, {}
 
 
-class Pool(Layer):
+class Pool(_Summary):
     """The mean or the maximum over the valid steps: (T, B, F) to (B, F).
 
     A row of length 0 gives 0. The gradient of a maximum goes to the first step that has it.
@@ -829,70 +811,41 @@ class Pool(Layer):
         super().__init__()
         self.mode = functional.choice("mode", mode, ("mean", "max"))
 
-    @property
-    def stepwise(self) -> bool:
-        """False: it needs the whole sequence."""
-        return False
-
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        _no_state("state", state)
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         x = _sequence(x)
-        T, B, _ = x.shape
-        given = _lengths(lengths, x.shape)
-        counts = np.full(B, T) if given is None else given
+        T = len(x)
+        counts = step_counts(lengths, x.shape)
         valid = valid_steps(T, counts)[:, :, np.newaxis]
         if self.mode == "mean":
             divisors = np.maximum(counts, 1).astype(x.dtype)[:, np.newaxis]
             output = np.sum(x, axis=0, where=valid) / divisors
-            return output, None, (x.shape, x.dtype, valid, divisors)
+            return output, (x.shape, valid, divisors)
         empty = counts == 0
         if T == 0:
-            return np.zeros(x.shape[1:], x.dtype), None, (x.shape, x.dtype, None, None)
+            return np.zeros(x.shape[1:], x.dtype), (x.shape, None, None)
         largest = np.where(valid, x, -np.inf).argmax(axis=0)[np.newaxis]
         output = np.take_along_axis(x, largest, axis=0)[0]
         output[empty] = 0
-        return output, None, (x.shape, x.dtype, largest, empty)
+        return output, (x.shape, largest, empty)
 
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        shape, dtype, where, rows = tape
-        gradient = _gradient(grad_output, shape[1:], dtype)
-        if not input_grad:
-            return Gradients(None, None, {})
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        shape, where, rows = memory
+        zero = gradient.dtype.type(0)
         if self.mode == "mean":
-            return Gradients(np.where(where, gradient / rows, dtype.type(0)), None, {})
-        spread = np.zeros(shape, dtype)
+            return np.where(where, gradient / rows, zero), {}
+        spread = np.zeros(shape, gradient.dtype)
         if shape[0]:
-            kept = np.where(rows[:, np.newaxis], dtype.type(0), gradient)
+            kept = np.where(rows[:, np.newaxis], zero, gradient)
             np.put_along_axis(spread, where, kept[np.newaxis], axis=0)
-        return Gradients(spread, None, {})
-
-    def output_lengths(self, x: NDArray[Any], lengths: NDArray[Any] | None) -> None:
-        """Return None: no steps are left."""
-        return None
-
-    def input_shape(self) -> Shape:
-        """Return the shape of the input, of sequences."""
-        return ("T", "B", "F")
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape of the output for that of the input."""
-        return shape[1:]
+        return spread, {}
 
     def __repr__(self) -> str:
         return self._repr(self.mode)
 
 
-class Repeat(Layer):
+class Repeat(Stateless):
     """The same row at every step: (B, F) to (T, B, F), for sequences from one vector.
 
     Parameters
@@ -915,29 +868,19 @@ class Repeat(Layer):
         """False: the input has no steps."""
         return False
 
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, None, Any]:
-        _no_state("state", state)
-        x = _features(x, None, None)
+    def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
+        x = read_features(x, None, None)
         if x.ndim != 2:
             raise ValueError(f"x: expected (B, F), got {x.shape} {x.dtype}")
         if lengths is not None:
             raise ValueError("lengths: expected None, as the input has no steps")
         output = np.repeat(x[np.newaxis], self.steps, axis=0)
-        return output, None, (output.shape, output.dtype)
+        return output, None
 
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        _no_state("grad_state", grad_state)
-        gradient = _gradient(grad_output, *tape)
-        return Gradients(gradient.sum(axis=0) if input_grad else None, None, {})
+    def _backward(
+        self, memory: Any, gradient: FloatArray, input_grad: bool
+    ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
+        return gradient.sum(axis=0), {}
 
     def input_shape(self) -> Shape:
         """Return the shape of the input, of rows."""
@@ -949,201 +892,3 @@ class Repeat(Layer):
 
     def __repr__(self) -> str:
         return self._repr(self.steps)
-
-
-class Container(Layer):
-    """What layers that are made of layers share; use `Residual` or `Sequential`.
-
-    Parameters and buffers have the names of the inner layers before their own: ``0.weight``.
-    """
-
-    def children(self) -> Mapping[str, Layer]:
-        """Return the inner layers by name."""
-        raise NotImplementedError
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether all inner layers are."""
-        return all(child.stepwise for child in self.children().values())
-
-    @property
-    def parameters(self) -> dict[str, FloatArray]:
-        """The live arrays that are trained, to be changed in place in training mode."""
-        return {
-            f"{name}.{key}": array
-            for name, child in self.children().items()
-            for key, array in child.parameters.items()
-        }
-
-    @property
-    def buffers(self) -> dict[str, FloatArray]:
-        """The live arrays that are not trained."""
-        return {
-            f"{name}.{key}": array
-            for name, child in self.children().items()
-            for key, array in child.buffers.items()
-        }
-
-    def train(self, mode: bool = True) -> Self:
-        """Enter training mode, as all inner layers do.
-
-        Parameters
-        ----------
-        mode : bool, default True
-            False enters evaluation mode.
-
-        Returns
-        -------
-        Layer
-            The layer.
-        """
-        super().train(mode)
-        for child in self.children().values():
-            child.train(mode)
-        return self
-
-    def _reenter_mode(self) -> None:
-        """Prepare new parameters for the mode that each inner layer is in."""
-        for child in self.children().values():
-            child._reenter_mode()
-
-
-def run(
-    layer: Layer, x: Any, state: Any, lengths: Any, *, keep: bool = True
-) -> tuple[FloatArray, Any, Any]:
-    """Run an inner layer, whose own layout may be batch-first, forward on a time-major input.
-
-    There is a tape if `keep`.
-    """
-    x = functional.view("x", x)
-    wanted = None if isinstance(layer, Container) else layer.input_shape()
-    if wanted and wanted[0] == "T" and len(wanted) == 3 and x.ndim != 3:
-        # A recurrent layer alone would take rows (B, F) for one sequence (T, F).
-        raise ValueError(f"x: expected (T, B, {wanted[2]}), got {x.shape} {x.dtype}")
-    swap = getattr(layer, "batch_first", False)
-    x = x.swapaxes(0, 1) if swap else x
-    tape = None
-    if keep:
-        output, state, tape = layer.forward(x, state, lengths)
-    else:
-        output, state = layer.apply(x, state, lengths)
-    return output.swapaxes(0, 1) if swap else output, state, tape
-
-
-def run_back(
-    layer: Layer, tape: Any, grad_output: Any, grad_state: Any, input_grad: bool
-) -> Gradients:
-    """Differentiate `run`."""
-    swap = getattr(layer, "batch_first", False)
-    if swap and grad_output is not None:
-        grad_output = functional.view("grad_output", grad_output).swapaxes(0, 1)
-    gradients = layer.backward(tape, grad_output, grad_state, input_grad=input_grad)
-    if swap and gradients.input is not None:
-        return gradients._replace(input=gradients.input.swapaxes(0, 1))
-    return gradients
-
-
-class Residual(Container):
-    """The input plus what a layer makes of it: y = x + f(x) [1]_.
-
-    Parameters
-    ----------
-    layer : Layer
-        The function f, whose output has the shape of its input: a recurrent layer, a `Dense`, a
-        `Sequential`.
-
-    References
-    ----------
-    .. [1] K. He, X. Zhang, S. Ren, J. Sun. Deep residual learning for image recognition. CVPR 2016.
-
-    Examples
-    --------
-    >>> import fastrnn
-    >>> layer = Residual(fastrnn.GRU(8, 8, seed=0))
-    >>> layer(np.zeros((5, 3, 8), np.float32)).shape
-    (5, 3, 8)
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
-        self.layer = layer
-
-    def children(self) -> Mapping[str, Layer]:
-        """Return the inner layer."""
-        return {"layer": self.layer}
-
-    def forward(
-        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, Any, Any]:
-        return self._forward(x, state, lengths, keep=True)
-
-    def apply(
-        self, x: Any, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[FloatArray, Any]:
-        """Run without keeping what `backward` needs, see `Layer.apply`."""
-        return self._forward(x, state, lengths, keep=False)[:2]
-
-    def _forward(
-        self, x: Any, state: Any, lengths: Any, *, keep: bool
-    ) -> tuple[FloatArray, Any, Any]:
-        x = _features(x, None, None)
-        lengths = _lengths(lengths, x.shape)
-        change, state, tape = run(self.layer, x, state, lengths, keep=keep)
-        output = self._add(x, change)
-        valid = None
-        if lengths is not None:
-            valid = valid_steps(len(x), lengths)
-            output[~valid] = 0
-        return output, state, (tape, x.shape, x.dtype, valid)
-
-    def backward(
-        self,
-        tape: Any,
-        grad_output: Any = None,
-        grad_state: Any = None,
-        *,
-        input_grad: bool = True,
-    ) -> Gradients:
-        inner, shape, dtype, valid = tape
-        if grad_output is not None:
-            grad_output = _gradient(grad_output, shape, dtype)
-        g = run_back(self.layer, inner, grad_output, grad_state, input_grad)
-        parameters = {f"layer.{name}": gradient for name, gradient in g.parameters.items()}
-        total = None
-        if g.input is not None:
-            total = g.input if grad_output is None else g.input + grad_output
-            if valid is not None:
-                total[~valid] = 0
-        return Gradients(total, g.state, parameters)
-
-    def step(self, x: Any, state: Any = None) -> tuple[FloatArray, Any]:
-        """Run one step, see `Layer.step`."""
-        x = functional.view("x", x)
-        change, state = self.layer.step(x, state)
-        return self._add(x, change), state
-
-    @staticmethod
-    def _add(x: FloatArray, change: FloatArray) -> FloatArray:
-        if change.shape != x.shape or change.dtype != x.dtype:
-            raise ValueError(
-                f"layer: expected an output {x.shape} {x.dtype} as its input, got {change.shape}"
-                f" {change.dtype}"
-            )
-        return x + change
-
-    def input_shape(self) -> Shape | None:
-        """Return the shape of the input."""
-        return self.layer.input_shape()
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape of the output for that of the input."""
-        return self.layer.output_shape(shape)
-
-    def multiply_adds(self, shape: Shape) -> int:
-        """Return how many multiplications with weights a step of one row takes, or a row."""
-        return self.layer.multiply_adds(shape)
-
-    def __repr__(self) -> str:
-        return self._repr(self.layer)

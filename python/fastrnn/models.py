@@ -8,8 +8,9 @@ import numpy as np
 
 from fastrnn import functional, generation, saving
 from fastrnn.batches import Samples, time_major
+from fastrnn.containers import Container, run, run_back
 from fastrnn.layer import Gradients, Layer
-from fastrnn.layers import Container, Embedding, Repeat, run, run_back
+from fastrnn.layers import Embedding, Repeat
 from fastrnn.trainer import Model, Pass, align
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 
 from fastrnn import io, losses, metrics, optimizers
 from fastrnn.config import build, describe
+from fastrnn.containers import Container
 from fastrnn.layer import Layer
-from fastrnn.layers import Container
 
 if TYPE_CHECKING:
     import os
@@ -151,7 +151,7 @@ def _random(model: Layer, prefix: str = "") -> dict[str, Layer]:
 
 def _classes(base: type[Any]) -> dict[str, type]:
     """Return the classes of this package under a base, by name."""
-    for module in ("attention", "layers", "models", "recurrent", "seq2seq"):
+    for module in ("attention", "containers", "layers", "models", "recurrent", "seq2seq"):
         import_module(f"fastrnn.{module}")  # or the base does not know of them
     found: dict[str, type] = {}
     for cls in base.__subclasses__():

@@ -13,8 +13,9 @@ import numpy as np
 from fastrnn import functional, saving
 from fastrnn.attention import Attention
 from fastrnn.batches import time_major
+from fastrnn.containers import Residual, run, run_back
 from fastrnn.layer import Layer
-from fastrnn.layers import Embedding, Residual, run, run_back, valid_steps
+from fastrnn.layers import Embedding, valid_steps
 from fastrnn.models import Sequential, _leaves
 from fastrnn.recurrent import Recurrent
 from fastrnn.trainer import Model, Pass
@@ -304,21 +305,21 @@ class Seq2Seq(Model):
         assert batch.y is not None
         assert batch.y_lengths is not None
         target, valid = time_major(batch.y), batch.y_lengths
-        memory, initial, lengths, encoder_tape = self._encode(batch)
+        memory, initial, lengths, encoder_tape = self._encode(batch, keep)
         ids = np.concatenate((np.full_like(target[:1], self.start), target[:-1]))
-        h, _, decoder_tape = self.decoder.forward(ids, initial, valid)
+        h, _, decoder_tape = run(self.decoder, ids, initial, valid, keep=keep)
         features, attention_tape = h, None
         if self.attention is not None:
             context, _, attention_tape = self.attention.attend(h, memory, lengths)
             features = np.concatenate((h, context), axis=2)
-        logits, _, output_tape = run(self.output, features, None, valid)
+        logits, _, output_tape = run(self.output, features, None, valid, keep=keep)
         tape = _Tape(memory, encoder_tape, decoder_tape, attention_tape, output_tape)
         mask = valid_steps(len(target), valid)
         return Pass(logits, target, mask, batch.sample_weight, None, tape)
 
-    def _encode(self, batch: Batch) -> tuple[FloatArray, Any, NDArray[Any] | None, Any]:
+    def _encode(self, batch: Batch, keep: bool) -> tuple[FloatArray, Any, NDArray[Any] | None, Any]:
         """Return the memory, the decoder's initial state, the memory's lengths and the tape."""
-        memory, final, tape = self.encoder.forward(batch.x, None, batch.lengths)
+        memory, final, tape = run(self.encoder, batch.x, None, batch.lengths, keep=keep)
         lengths = self.encoder.output_lengths(batch.x, batch.lengths)
         states = [
             _side_by_side(state, layer)
@@ -456,7 +457,7 @@ class Seq2Seq(Model):
     ) -> list[_Translation]:
         """Search for the best translation of each source, all beams of all sources at once."""
         B, columns = batch.size, np.arange(batch.size)
-        memory, initial, lengths, _ = self._encode(batch)
+        memory, initial, lengths, _ = self._encode(batch, keep=False)
         state = (_rows(initial, np.tile(columns, k)), None)
         ids = np.full((k, B), self.start)
         # All beams begin alike: but for the first they are impossible.

@@ -11,7 +11,8 @@ import numpy as np
 from fastrnn import callbacks as _callbacks
 from fastrnn import functional, losses, metrics, optimizers
 from fastrnn.batches import Batch, Samples, time_major
-from fastrnn.layers import Activation, Container, Dense, valid_steps
+from fastrnn.containers import Container
+from fastrnn.layers import Activation, Dense, valid_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
