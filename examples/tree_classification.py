@@ -44,8 +44,8 @@ def build(leaves: list[int], operators: list[int], cuts: list[float]) -> Formula
     return (operators[0], (left, build(leaves[k:], operators[k:], cuts[k:])))
 
 
-def twins(size: int, rng: np.random.Generator) -> dict[Formula, bool]:
-    """Return a false and a true formula of the same shape and tokens, with their values."""
+def add_twins(known: dict[Formula, bool], size: int, rng: np.random.Generator) -> None:
+    """Add a false and a true formula of the same shape and tokens, unless one is known."""
     found: dict[bool, Formula] = {}
     while len(found) < 2:  # not every set of tokens has twins
         leaves, operators = rng.integers(FALSE, TRUE + 1, size), rng.integers(AND, 6, size - 1)
@@ -54,7 +54,8 @@ def twins(size: int, rng: np.random.Generator) -> dict[Formula, bool]:
             order = rng.permutation(leaves).tolist(), rng.permutation(operators).tolist()
             formula = build(*order, cuts)
             found[value(formula)] = formula
-    return {formula: truth for truth, formula in found.items()}
+    if known.keys().isdisjoint(found.values()):
+        known |= {formula: truth for truth, formula in found.items()}
 
 
 def read_tokens(ids: Any, values: np.ndarray, count: int, epochs: int, seed: int) -> np.ndarray:
@@ -101,10 +102,12 @@ def draw(path: str, sizes: np.ndarray, right: dict[str, np.ndarray]) -> None:
     ax = Figure(figsize=(8, 4), layout="constrained").subplots()
     for i, (name, hits) in enumerate(right.items()):
         means = [hits[sizes == size].mean() for size in np.unique(sizes)]
-        ax.plot(np.unique(sizes), means, "-" if i % 2 else "--", marker=".", label=name)
+        ax.plot(np.unique(sizes), means, ".-", linewidth=5 - i, label=name)
     ax.axvline(10.5, color="gray", linestyle=":")
-    ax.set(xlabel="leaves of the formula; training has 10 at most", ylabel="accuracy")
-    ax.legend()
+    ax.set(
+        xlabel="leaves of the formula; training has 10 at most", ylabel="accuracy", ylim=(0.2, 1.03)
+    )
+    ax.legend(loc="lower right")
     ax.figure.savefig(path, dpi=120)
 
 
@@ -118,10 +121,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     known: dict[Formula, bool] = {}
     for size in rng.integers(5, 11, pairs):
-        known |= twins(int(size), rng)
+        add_twins(known, int(size), rng)
     count = len(known)  # those that come later are to test with
     for size in np.repeat(np.arange(5, 21), 60):
-        known |= twins(int(size), rng)
+        add_twins(known, int(size), rng)
     formulas, values = list(known), np.array(list(known.values()))
     ids = [np.array(fastrnn.Trees.from_nested([formula]).leaves) for formula in formulas]
     counts = [np.bincount(row, minlength=TOKENS) for row in ids]

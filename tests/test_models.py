@@ -486,6 +486,30 @@ def test_no_samples(rng: Rng) -> None:
         model.fit(np.zeros((0, 5, 3)), np.zeros((0, 5), int))
 
 
+def test_sequences_without_steps() -> None:
+    model = fastrnn.Sequential(
+        [fastrnn.Embedding(5, 3, seed=0), fastrnn.Pool(), fastrnn.Dense(3, 2)]
+    )
+    bias = model.parameters["2.bias"]
+    for x in ([[], []], [[], [0]], np.zeros((2, 0), int), [np.zeros(0, int), np.zeros(0, int)]):
+        np.testing.assert_array_equal(model.predict(x)[0], bias)
+    model = fastrnn.Sequential([fastrnn.Dense(3, 2, seed=0), fastrnn.Last()])
+    empty = np.zeros((0, 3))
+    np.testing.assert_array_equal(model.predict([empty, empty]), np.zeros((2, 2)))
+    assert np.any(model.predict([empty, np.ones((1, 3))])[1])
+
+
+def test_lists_of_tensors(rng: Rng) -> None:
+    torch = pytest.importorskip("torch")
+    x, _ = ragged(rng)
+    model = tagger()
+    expected = model.predict(x)
+    for given, output in zip(
+        expected, model.predict([torch.tensor(row) for row in x]), strict=True
+    ):
+        np.testing.assert_array_equal(given, output)
+
+
 def language_model() -> fastrnn.Sequential:
     return fastrnn.Sequential(
         [

@@ -87,7 +87,7 @@ def _is_ragged(value: Any) -> bool:
         return bool(value.dtype.kind == "O")
     if not isinstance(value, (list, tuple)) or not value:
         return False
-    if any(isinstance(item, np.ndarray) and item.ndim for item in value):
+    if any(hasattr(item, "__array__") and getattr(item, "ndim", 0) for item in value):
         return True
     if not any(isinstance(item, (list, tuple)) for item in value):
         return False
@@ -101,8 +101,9 @@ def _read(name: str, value: Any) -> NDArray[Any] | _Ragged:
         for array in arrays:
             if array.ndim == 0:
                 raise ValueError(f"{name}: expected sequences only, got the number {array[()]}")
-        # Lists of no steps have no features to show.
-        features = next((array.shape[1:] for array in arrays if array.size), ())
+        # A list of no steps has neither features nor a type to show.
+        known = [array for array in arrays if array.size] or [a for a in arrays if a.ndim > 1]
+        features = known[0].shape[1:] if known else ()
         return _Ragged(name, [a if a.size else np.zeros((0, *features), np.int8) for a in arrays])
     array = functional.listed(name, "an array with samples first", value)
     if array.ndim == 0:
@@ -155,14 +156,14 @@ class Samples:
     def _check_x(self, reads_ids: bool) -> None:
         x = self._x
         if isinstance(x, _Ragged):
-            shape, axes = f"{len(x)} sequences", 2 + len(x.shape)
+            shape, axes, size = f"{len(x)} sequences", 2 + len(x.shape), int(x.lengths.sum())
         else:
-            shape, axes = str(x.shape), x.ndim
+            shape, axes, size = str(x.shape), x.ndim, x.size
         if reads_ids:
             kinds, expected, fits = "iu", "integer ids (n, T)", axes == 2
         else:
             kinds, expected, fits = "iufb", "numbers (n, T, F) or (n, F)", axes >= 2
-        if x.dtype.kind not in kinds and len(x):
+        if x.dtype.kind not in kinds and size:
             raise TypeError(f"x: expected {expected}, got {shape} {x.dtype}")
         if not fits:
             raise ValueError(f"x: expected {expected}, got {shape} {x.dtype}")
