@@ -74,7 +74,7 @@ def build(sources: int, targets: int, attention: bool, updates: int, seed: int) 
     hidden = Dense(256 if attention else 128, 128, "tanh", seed=seed + 4)
     output = Sequential([hidden, Dense(128, targets, seed=seed + 5)])
     looks = Attention(128, score="general", seed=seed + 6) if attention else None
-    model = Seq2Seq(encoder, decoder, output, looks, start=START, end=END)
+    model = Seq2Seq(encoder, decoder, looks, output, start=START, end=END)
     rate = CosineDecay(RATE, updates)
     return model.compile(Adam(rate, global_clipnorm=1.0), "cross_entropy", ["accuracy"])
 

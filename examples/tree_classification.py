@@ -104,9 +104,7 @@ def draw(path: str, sizes: np.ndarray, right: dict[str, np.ndarray]) -> None:
         means = [hits[sizes == size].mean() for size in np.unique(sizes)]
         ax.plot(np.unique(sizes), means, ".-", linewidth=5 - i, label=name)
     ax.axvline(10.5, color="gray", linestyle=":")
-    ax.set(
-        xlabel="leaves of the formula; training has 10 at most", ylabel="accuracy", ylim=(0.2, 1.03)
-    )
+    ax.set(xlabel="leaves (in training up to 10)", ylabel="accuracy", ylim=(0.2, 1.03))
     ax.legend(loc="lower right")
     ax.figure.savefig(path, dpi=120)
 

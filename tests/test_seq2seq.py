@@ -65,8 +65,8 @@ def build(
     model = Seq2Seq(
         Sequential([Embedding(7, E, mask_zero=True, seed=seed + 3, dtype=dtype), encoder]),
         Sequential([Embedding(V, E, seed=seed + 4, dtype=dtype), decoder]),
-        Dense(Q if score is None else Q + M, V, seed=seed + 5, dtype=dtype),
         attention,
+        Dense(Q if score is None else Q + M, V, seed=seed + 5, dtype=dtype),
         start=START,
         end=END,
     )
@@ -163,7 +163,7 @@ def mixed_model(score: str | None = "general", dtype: Any = np.float64) -> Seq2S
             Dense(3, V, seed=11, **kind),
         ]
     )
-    return Seq2Seq(encoder, decoder, output, attention, start=START, end=END).compile()
+    return Seq2Seq(encoder, decoder, attention, output, start=START, end=END).compile()
 
 
 def vectors(rng: Rng) -> list[Array]:
@@ -464,8 +464,8 @@ def model_of_reversals(attention: bool, dropout: float = 0.0) -> Seq2Seq:
     return Seq2Seq(
         Sequential([Embedding(7, 16, mask_zero=True, seed=0), GRU(16, 32, seed=1)]),
         Sequential([Embedding(7, 16, seed=2), GRU(16, 32, seed=3)]),
-        Sequential([Dropout(dropout, seed=5), output]),
         Attention(32, score="general", seed=6) if attention else None,
+        Sequential([Dropout(dropout, seed=5), output]),
         start=START,
         end=END,
     )
@@ -550,7 +550,6 @@ def embedding(**options: Any) -> Embedding:
         ({"encoder": GRU(2, 3)}, TypeError, "encoder: expected a Sequential, got GRU"),
         ({"decoder": Sequential}, TypeError, "decoder: expected a Sequential, got Sequential"),
         ({"decoder": [GRU(2, 3)]}, TypeError, "decoder: expected an Embedding of ids first"),
-        ({"output": None}, TypeError, "output: expected a Layer, got NoneType"),
         ({"attention": "dot"}, TypeError, "attention: expected a Attention, got str"),
         ({"start": 0}, ValueError, r"start: expected an integer in \[1, 6\), got 0"),
         ({"end": 6}, ValueError, r"end: expected an integer in \[1, 6\), got 6"),
@@ -592,10 +591,22 @@ def test_projections_that_do_not_fit() -> None:
         Seq2Seq(
             Sequential([LSTM(2, 3, proj_size=2)]),
             Sequential([embedding(), LSTM(2, 3)]),
-            Dense(3, V),
+            output=Dense(3, V),
             start=START,
             end=END,
         )
+
+
+@pytest.mark.parametrize("score", [None, "general"])
+def test_default_output_is_dense(score: str | None) -> None:
+    given = build(score=score)
+    parts = (given.encoder, given.decoder, given.attention)
+    model, again, other = (Seq2Seq(*parts, start=START, end=END, seed=s) for s in (1, 1, 2))
+    assert isinstance(model.output, Dense)
+    assert repr(model.output) == repr(given.output)
+    weights = [each.parameters["output.weight"] for each in (model, again, other)]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert np.any(weights[0] != weights[2])
 
 
 def test_a_layer_in_two_parts() -> None:
@@ -604,7 +615,7 @@ def test_a_layer_in_two_parts() -> None:
         Seq2Seq(
             Sequential([shared, GRU(2, 3)]),
             Sequential([shared, GRU(2, 3)]),
-            Dense(3, V),
+            output=Dense(3, V),
             start=START,
             end=END,
         )
@@ -653,7 +664,7 @@ def test_wrong_calls() -> None:
     with pytest.raises(ValueError, match="return_attention: expected False"):
         build(score=None).translate(X, max_steps=3, return_attention=True)
     softmax = Dense(6, V, "softmax", dtype=np.float64)
-    parts = (model.encoder, model.decoder, softmax, model.attention)
+    parts = (model.encoder, model.decoder, model.attention, softmax)
     with pytest.raises(ValueError, match="loss: expected a model that ends in logits"):
         Seq2Seq(*parts, start=START, end=END).compile()
 

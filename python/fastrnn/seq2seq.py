@@ -15,7 +15,7 @@ from fastrnn.attention import Attention
 from fastrnn.batches import time_major
 from fastrnn.containers import Residual, run, run_back
 from fastrnn.layer import Layer
-from fastrnn.layers import Embedding, valid_steps
+from fastrnn.layers import Dense, Embedding, valid_steps
 from fastrnn.models import Sequential, _leaves
 from fastrnn.recurrent import Recurrent
 from fastrnn.trainer import Model, Pass
@@ -106,17 +106,20 @@ class Seq2Seq(Model):
     decoder : Sequential
         Reads the target: an `Embedding` of its V ids, then at least one recurrent layer. There are
         as many as in the encoder, of the same kinds and sizes, each in one direction.
-    output : Layer
-        Makes the V logits of each step: a `Dense`, or a `Sequential` that ends in one.
     attention : Attention, optional
         With query_size H and memory_size M; its ``queries`` mean nothing here.
+    output : Layer, optional
+        Makes the V logits of each step: a `Sequential` that ends in them, or a `Dense`, which is
+        the default.
     start, end : int
         Ids that the decoder begins with, and that ends a sequence. Neither they nor 0, which is
         padding, are in the targets.
+    seed : int or numpy.random.Generator, optional
+        Source of the initial values of the default `output`.
 
     Attributes
     ----------
-    encoder, decoder, output, attention, start, end
+    encoder, decoder, attention, output, start, end
         As given.
     parameters : dict of str to ndarray
         The live arrays, named after the parts: ``encoder.0.weight``, ``output.bias``.
@@ -139,14 +142,14 @@ class Seq2Seq(Model):
     --------
     Sequences of the ids 3 to 7, to be written backwards:
 
-    >>> from fastrnn import Attention, Dense, Embedding, GRU, Sequential
+    >>> from fastrnn import Attention, Embedding, GRU, Sequential
     >>> model = Seq2Seq(
     ...     Sequential([Embedding(8, 16, mask_zero=True, seed=0), GRU(16, 32, seed=1)]),
     ...     Sequential([Embedding(8, 16, seed=2), GRU(16, 32, seed=3)]),
-    ...     Dense(64, 8, seed=4),
     ...     Attention(32),
     ...     start=1,
     ...     end=2,
+    ...     seed=4,
     ... )
     >>> rng = np.random.default_rng(0)
     >>> x = [rng.integers(3, 8, size=rng.integers(1, 5)) for _ in range(1000)]
@@ -160,16 +163,16 @@ class Seq2Seq(Model):
         self,
         encoder: Sequential,
         decoder: Sequential,
-        output: Layer,
         attention: Attention | None = None,
+        output: Layer | None = None,
         *,
         start: int,
         end: int,
+        seed: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__()
         self.encoder = _expect("encoder", encoder, Sequential)
         self.decoder = _expect("decoder", decoder, Sequential)
-        self.output = _expect("output", output, Layer)
         self.attention = None if attention is None else _expect("attention", attention, Attention)
         first = _leaves(decoder)[0]
         if not isinstance(first, Embedding):
@@ -178,9 +181,20 @@ class Seq2Seq(Model):
         self.end = functional.integer("end", end, 1, first.vocabulary)
         if start == end:
             raise ValueError(f"end: expected an id other than start, got {end} for both")
+        if output is None:
+            output = self._default_output(first.vocabulary, seed)
+        self.output = _expect("output", output, Layer)
         self._check_parts()
         self._check_states()
         self._check_sizes(first.vocabulary)
+
+    def _default_output(self, V: int, seed: int | np.random.Generator | None) -> Dense:
+        H, memory_size = _width(self.decoder), 0
+        if H is None:
+            raise ValueError("output: expected a layer, as the decoder shows no number of features")
+        if self.attention is not None:
+            memory_size = self.attention.memory_size
+        return Dense(H + memory_size, V, seed=seed, dtype=self.decoder.dtype)
 
     def _check_parts(self) -> None:
         for name, part in (("decoder", self.decoder), ("output", self.output)):
