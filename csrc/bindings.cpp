@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "affine.h"
 #include "dispatch.h"
 #include "dlpack.h"
 #include "parallel.h"
@@ -1344,6 +1345,73 @@ py::array activation(const std::string& name, py::handle object) {
   throw py::type_error("x: expected float32 or float64, got " + describe(x));
 }
 
+// ---- affine maps ----------------------------------------------------------------------------------
+
+template <class T>
+using Matrix = py::array_t<T, py::array::c_style>;
+
+template <class T>
+Matrix<T> matrix(const char* name, const py::array& array, const std::vector<Size>& sizes) {
+  bool fits = has_dtype<T>(array) && array.ndim() == static_cast<py::ssize_t>(sizes.size()) &&
+              (array.flags() & py::array::c_style);
+  for (py::ssize_t i = 0; fits && i < array.ndim(); ++i) {
+    const std::int64_t wanted = sizes[static_cast<std::size_t>(i)].value;
+    fits = wanted < 0 || array.shape(i) == wanted;
+  }
+  if (!fits) refuse<T>(name, sizes, array);
+  return py::reinterpret_borrow<Matrix<T>>(array);
+}
+
+template <class T>
+py::array run_affine(const py::array& x_given, const py::array& weight_given, const py::object& bias_given) {
+  const Matrix<T> weight = matrix<T>("weight", weight_given, {"units", "columns"});
+  const Matrix<T> x = matrix<T>("x", x_given, {"rows", weight.shape(1)});
+  Matrix<T> bias;
+  if (!bias_given.is_none()) bias = matrix<T>("bias", as_array("bias", bias_given), {weight.shape(0)});
+  const AffineShape shape{x.shape(0), weight.shape(1), weight.shape(0)};
+  Matrix<T> y({shape.rows, shape.units});
+  const T* const bias_data = bias_given.is_none() ? nullptr : bias.data();
+  T* const out = y.mutable_data();
+  const py::gil_scoped_release release;
+  affine(shape, x.data(), weight.data(), bias_data, out);
+  return y;
+}
+
+py::array affine_of(py::handle x, py::handle weight, const py::object& bias) {
+  const py::array w = as_array("weight", weight);
+  if (has_dtype<double>(w)) return run_affine<double>(as_array("x", x), w, bias);
+  return run_affine<float>(as_array("x", x), w, bias);
+}
+
+template <class T>
+py::tuple run_affine_backward(const py::array& x_given, const py::array& weight_given,
+                              const py::array& grad_given, bool input, bool bias) {
+  const Matrix<T> weight = matrix<T>("weight", weight_given, {"units", "columns"});
+  const Matrix<T> x = matrix<T>("x", x_given, {"rows", weight.shape(1)});
+  const Matrix<T> grad = matrix<T>("grad", grad_given, {x.shape(0), weight.shape(0)});
+  const AffineShape shape{x.shape(0), weight.shape(1), weight.shape(0)};
+  Matrix<T> grad_weight({shape.units, shape.columns});
+  Matrix<T> grad_x({input ? shape.rows : 0, shape.columns});
+  Matrix<T> grad_bias(std::vector<py::ssize_t>{bias ? shape.units : 0});
+  {
+    T* const to_x = input ? grad_x.mutable_data() : nullptr;
+    T* const to_bias = bias ? grad_bias.mutable_data() : nullptr;
+    T* const to_weight = grad_weight.mutable_data();
+    const py::gil_scoped_release release;
+    affine_backward(shape, x.data(), weight.data(), grad.data(), to_x, to_weight, to_bias);
+  }
+  return py::make_tuple(input ? py::object(grad_x) : py::none(), grad_weight,
+                        bias ? py::object(grad_bias) : py::none());
+}
+
+py::tuple affine_backward_of(py::handle x, py::handle weight, py::handle grad, bool input, bool bias) {
+  const py::array w = as_array("weight", weight);
+  if (has_dtype<double>(w)) {
+    return run_affine_backward<double>(as_array("x", x), w, as_array("grad", grad), input, bias);
+  }
+  return run_affine_backward<float>(as_array("x", x), w, as_array("grad", grad), input, bias);
+}
+
 double measured_fma_peak(const std::string& dtype, int threads, double seconds) {
   require(threads >= 1, "threads", "a positive integer", threads);
   py::gil_scoped_release unlocked;
@@ -1425,6 +1493,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_num_threads", &set_num_threads, "n"_a);
   m.def("get_num_threads", &num_threads);
   m.def("activation", &activation, "name"_a, "x"_a);
+  m.def("affine", &affine_of, "x"_a, "weight"_a, "bias"_a);
+  m.def("affine_backward", &affine_backward_of, "x"_a, "weight"_a, "grad"_a, "input"_a, "bias"_a);
   m.def("borrow_threads_of", &borrow_threads_of);
   m.def("read_tensors_of", &read_tensors_of, "tensor"_a, "parameter"_a);
   m.def("common_bits", &common_bits);

@@ -90,15 +90,21 @@ def _without_padding(x: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     return np.where(valid_steps(len(x), lengths)[:, :, np.newaxis], x, x.dtype.type(0))
 
 
+def _rows(x: FloatArray) -> FloatArray:
+    """View (T, B, F) as (T·B, F)."""
+    return np.ascontiguousarray(x).reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
 def _linear(x: FloatArray, weight: FloatArray) -> FloatArray:
-    """Multiply (T, B, F) by (F, n) in one product, which for 3-D arrays would be T small ones."""
-    product: FloatArray = x.reshape(-1, x.shape[2]) @ weight
+    """Multiply (T, B, F) by (F, n)."""
+    product: FloatArray = functional.affine(_rows(x), np.ascontiguousarray(weight.T), None)
     return product.reshape(*x.shape[:2], weight.shape[1])
 
 
 def _linear_gradient(grad: FloatArray, x: FloatArray) -> FloatArray:
     """Sum the outer products (n, F) of (T, B, n) and (T, B, F) over steps and rows."""
-    gradient: FloatArray = grad.reshape(-1, grad.shape[2]).T @ x.reshape(-1, x.shape[2])
+    shape_only = np.empty((grad.shape[2], x.shape[2]), x.dtype)
+    gradient = functional.affine_backward(_rows(x), shape_only, _rows(grad), False, False)[1]
     return gradient
 
 

@@ -416,9 +416,10 @@ class Dense(_Rowwise):
         )
 
     def _forward_rows(self, rows: FloatArray) -> tuple[FloatArray, tuple[Any, ...]]:
-        linear = rows @ self._parameters["weight"].T
-        if self.bias:
-            linear += self._parameters["bias"]
+        # Not by BLAS: its threads spin for milliseconds after a call, on the cores that the
+        # recurrent layers need next.
+        rows = np.ascontiguousarray(rows)
+        linear = functional.affine(rows, self._parameters["weight"], self._parameters.get("bias"))
         if self.activation == "linear":
             return linear, (rows, None, None)
         output = activations.get("activation", self.activation).function(linear)
@@ -431,10 +432,17 @@ class Dense(_Rowwise):
         if linear is not None:
             function = activations.get("activation", self.activation)
             gradient = function.gradient(linear, output, gradient)
-        gradients = {"weight": gradient.T @ rows}
-        if self.bias:
-            gradients["bias"] = gradient.sum(axis=0)
-        return gradient @ self._parameters["weight"] if input_grad else None, gradients
+        grad_rows, grad_weight, grad_bias = functional.affine_backward(
+            rows,
+            self._parameters["weight"],
+            np.ascontiguousarray(gradient),
+            input_grad,
+            self.bias,
+        )
+        gradients = {"weight": grad_weight}
+        if grad_bias is not None:
+            gradients["bias"] = grad_bias
+        return grad_rows, gradients
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output for that of the input."""
