@@ -37,10 +37,12 @@ __all__ = [
     "get",
 ]
 
-# Elements that are worked on at a time. All that an update touches of them fits the L2 cache, the
-# scratch is small, and BLAS sums no more than 10000 elements by several threads, whose number the
-# norm must not depend on.
-_PIECE = 8192
+# Elements that are worked on at a time: few enough for what an update touches of them to stay near,
+# and many enough for NumPy's calls to cost little.
+_PIECE = 32768
+# Of a norm: BLAS sums more than 10000 elements by several threads, whose number it must not depend
+# on.
+_NORM_PIECE = 8192
 
 
 def _positive(name: str, value: Any) -> float:
@@ -272,16 +274,16 @@ class OneCycle(Schedule):
         return _cosine(self.peak, initial / self.final_divisor, (step - top) / (last - top))
 
 
-def _pieces(arrays: Sequence[FloatArray]) -> Iterator[Sequence[FloatArray]]:
-    """Cut arrays of one shape into corresponding views (<= _PIECE,)."""
+def _pieces(arrays: Sequence[FloatArray], size: int) -> Iterator[Sequence[FloatArray]]:
+    """Cut arrays of one shape into corresponding views (<= size,)."""
     if all(array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays]
     if arrays[0].ndim > 1:  # whose reshape would be a copy
         for parts in zip(*arrays, strict=True):
-            yield from _pieces(parts)
+            yield from _pieces(parts, size)
         return
-    for start in range(0, arrays[0].size, _PIECE):
-        yield [array[start : start + _PIECE] for array in arrays]
+    for start in range(0, arrays[0].size, size):
+        yield [array[start : start + size] for array in arrays]
 
 
 def _shrink(norm: float, limit: float | None) -> float:
@@ -416,7 +418,9 @@ class Optimizer:
             shared = _shrink(norm, self.global_clipnorm)
             for name, pair in pairs.items():
                 factor = shared * _shrink(shared * norms[name], self.clipnorm)
-                for parameter, gradient, *slots in _pieces([*pair, *self._slots.get(name, ())]):
+                for parameter, gradient, *slots in _pieces(
+                    [*pair, *self._slots.get(name, ())], _PIECE
+                ):
                     # Rows of scratch: of the gradient that is applied, and of `_apply`.
                     own, spare = self._scratch[parameter.dtype][:, : parameter.size]
                     gradient = self._regularise(parameter, gradient, factor, own, spare)
@@ -565,7 +569,7 @@ class Optimizer:
 
     def _norm(self, gradient: FloatArray) -> float:
         total = 0.0
-        for (piece,) in _pieces([gradient]):
+        for (piece,) in _pieces([gradient], _NORM_PIECE):
             wide = self._scratch[np.dtype(np.float64)][0, : piece.size]
             wide[...] = piece
             total += float(wide.dot(wide))
