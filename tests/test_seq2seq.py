@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import pickle
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -667,13 +666,3 @@ def test_wrong_calls() -> None:
     parts = (model.encoder, model.decoder, model.attention, softmax)
     with pytest.raises(ValueError, match="loss: expected a model that ends in logits"):
         Seq2Seq(*parts, start=START, end=END).compile()
-
-
-def test_example_translates_dates(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "dates_to_iso.py"))
-    picture = tmp_path / "p.png"
-    results = example["main"](["--quick", "--picture", str(picture)])
-    assert results["with attention"] > results["without attention"] + 0.1
-    assert results["translations"]["the 3rd of March 1987"].startswith("1987-")
-    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,43 +1,21 @@
 """The examples of forecasting, tagging and one-to-many networks."""
 
-import importlib.util
+from __future__ import annotations
+
 import keyword
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from run_examples import load, run
 
 pytest.importorskip("matplotlib")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return tmp_path / "p.png"
-
-
-def assert_png(path: Path) -> None:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    assert len(data) > 5000
-
 
 class TestSunspotsForecast:
-    def test_quick(self, picture, capsys):
+    def test_quick(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.importorskip("statsmodels")
-        results = load("sunspots_forecast").main(["--quick", "--picture", str(picture)])
-        assert_png(picture)
+        results = run("sunspots_forecast", tmp_path, "--quick")
         # The naive errors are facts of the data.
         assert results["last value"] == pytest.approx(77.4, abs=0.1)
         assert results["11 years before"] == pytest.approx(38.4, abs=0.1)
@@ -70,9 +48,8 @@ class TestSunspotsForecast:
 
 
 class TestTagging:
-    def test_quick(self, picture):
-        results = load("tagging").main(["--quick", "--picture", str(picture)])
-        assert_png(picture)
+    def test_quick(self, tmp_path: Path) -> None:
+        results = run("tagging", tmp_path, "--quick")
         assert results["network"] > results["baseline"] + 0.05
         assert 0.4 < results["baseline"] < 0.8
 
@@ -114,10 +91,9 @@ class TestTagging:
 
 
 class TestOneToMany:
-    def test_quick(self, picture):
+    def test_quick(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
-        results = load("one_to_many").main(["--quick", "--picture", str(picture)])
-        assert_png(picture)
+        results = run("one_to_many", tmp_path, "--quick")
         errors = {name: error for name, (error, _) in results.items()}
         assert errors["class means"] < errors["network"] < 0.9 * errors["mean of all"]
         assert results["network"][1] < 0.2
