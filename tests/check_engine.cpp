@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "affine.h"
 #include "cells.h"
 #include "dispatch.h"
 #include "parallel.h"
@@ -498,10 +499,82 @@ Noise all_noise(const Config& config) {
   return noise;
 }
 
+// Sums over k of a[i][k] b[j][k], for matrices whose rows or columns are i and k.
+template <class T, class A, class B>
+void compare_product(const char* what, const AffineShape& shape, const std::vector<T>& got, std::int64_t rows,
+                     std::int64_t columns, std::int64_t terms, const A& a, const B& b) {
+  const double tolerance = (sizeof(T) == 4 ? 1e-5 : 1e-14) * static_cast<double>(terms + 1);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      double expected = 0;
+      for (std::int64_t k = 0; k < terms; ++k) expected += double(a(i, k)) * double(b(j, k));
+      if (std::abs(double(got[static_cast<std::size_t>(i * columns + j)]) - expected) <= tolerance) continue;
+      std::printf("affine %s, rows %lld columns %lld units %lld: wrong at %lld, %lld\n", what,
+                  static_cast<long long>(shape.rows), static_cast<long long>(shape.columns),
+                  static_cast<long long>(shape.units), static_cast<long long>(i), static_cast<long long>(j));
+      ++failures;
+      return;
+    }
+  }
+}
+
+template <class T>
+void check_affine(const AffineShape& shape) {
+  const auto draw = [](std::int64_t size) {
+    std::uniform_real_distribution<double> uniform(-1, 1);
+    std::vector<T> values(static_cast<std::size_t>(size));
+    for (T& value : values) value = static_cast<T>(uniform(generator));
+    return values;
+  };
+  const auto [rows, columns, units] = shape;
+  const std::vector<T> x = draw(rows * columns), weight = draw(units * columns), grad = draw(rows * units);
+  const auto at = [](const std::vector<T>& matrix, std::int64_t width) {
+    return [&matrix, width](std::int64_t i, std::int64_t k) {
+      return matrix[static_cast<std::size_t>(i * width + k)];
+    };
+  };
+  const auto across = [](const std::vector<T>& matrix, std::int64_t width) {
+    return [&matrix, width](std::int64_t i, std::int64_t k) {
+      return matrix[static_cast<std::size_t>(k * width + i)];
+    };
+  };
+  std::vector<T> y = draw(rows * units), grad_x = draw(rows * columns), grad_weight = draw(units * columns),
+                 grad_bias = draw(units);
+  affine<T>(shape, x.data(), weight.data(), nullptr, y.data());
+  compare_product("y", shape, y, rows, units, columns, at(x, columns), at(weight, columns));
+  affine_backward<T>(shape, x.data(), weight.data(), grad.data(), grad_x.data(), grad_weight.data(),
+                     grad_bias.data());
+  compare_product("grad_x", shape, grad_x, rows, columns, units, at(grad, units), across(weight, columns));
+  compare_product("grad_weight", shape, grad_weight, units, columns, rows, across(grad, units),
+                  across(x, columns));
+  const auto one = [](std::int64_t, std::int64_t) { return T(1); };
+  compare_product("grad_bias", shape, grad_bias, units, 1, rows, across(grad, units), one);
+  const std::vector<T> bias = draw(units);
+  affine<T>(shape, x.data(), weight.data(), bias.data(), y.data());
+  for (std::size_t i = 0; i < y.size(); ++i) y[i] -= bias[i % static_cast<std::size_t>(units)];
+  compare_product("y with bias", shape, y, rows, units, columns, at(x, columns), at(weight, columns));
+}
+
 }  // namespace
 
 int main() {
   int cases = 0;
+  for (const AffineShape& shape : {AffineShape{1, 1, 1},
+                                   {5, 3, 7},
+                                   {65, 17, 33},
+                                   {130, 40, 95},
+                                   {700, 20, 150},
+                                   {3, 0, 4},
+                                   {0, 5, 4},
+                                   {4, 5, 0},
+                                   {9, 1100, 3}}) {
+    for (const int threads : {1, 2, 3, 5}) {
+      set_num_threads(threads);
+      check_affine<float>(shape);
+      check_affine<double>(shape);
+    }
+    ++cases;
+  }
   std::vector<Case> kept;
   for (int cell = 0; cell < static_cast<int>(CellKind::count); ++cell) {
     for (const std::int64_t hidden : {1, 15, 17, 70}) {
