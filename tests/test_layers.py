@@ -808,7 +808,7 @@ def test_copies(name: str, how: str, training: bool, rng: Rng) -> None:
 
 
 ALSO = {
-    "recurrent": fastrnn.Sequential([make() for make in RECURRENT.values()]),
+    **{name: fastrnn.Sequential([make()]) for name, make in RECURRENT.items()},
     "BatchNorm": fastrnn.BatchNorm(3),
     "LayerNorm": fastrnn.LayerNorm(3),
     "Dense": fastrnn.Dense(2, 3, "relu", bias=False, dtype=np.float64),
@@ -1020,7 +1020,7 @@ def test_rows_are_no_sequence(rng: Rng) -> None:
         with pytest.raises(ValueError, match=r"^x: expected \(T, B, 5\), got \(3, 5\) float32"):
             fastrnn.Sequential(layers)(rows)
     model = fastrnn.Sequential([recurrent, fastrnn.Dense(F, 1)]).compile("adam", "mse")
-    with pytest.raises(ValueError, match=r"^x: expected \(T, B, 5\), got \(3, 5\) float32"):
+    with pytest.raises(ValueError, match=r"^x: expected \(n, T, 5\), got \(3, 5\) float32"):
         model.fit(rows, np.zeros((B, 1), np.float32), verbose=0)
     state = None
     for _ in range(2):
@@ -1038,9 +1038,15 @@ def test_wrong_stacks(rng: Rng) -> None:
     for state in (3, (None,), np.zeros((1, B, 4), np.float32)):
         with pytest.raises(ValueError, match=r"^state: expected a tuple of 2"):
             model.forward(x, state)
-    with pytest.raises(ValueError, match=r"^x: expected more than 1 valid row"):
-        fastrnn.BatchNorm(F)(x, [1, 0, 0])
-    assert fastrnn.BatchNorm(F).eval()(x, [1, 0, 0]).shape == x.shape
+
+
+def test_batch_norm_of_one_row_takes_the_running_averages(rng: Rng) -> None:
+    layer, x = fastrnn.BatchNorm(F), draw(SEQUENCES, rng, np.float32)
+    layer(x)
+    buffers = {name: array.copy() for name, array in layer.buffers.items()}
+    np.testing.assert_array_equal(layer(x, [1, 0, 0]), layer.eval()(x, [1, 0, 0]))
+    for name, array in layer.buffers.items():
+        np.testing.assert_array_equal(array, buffers[name])
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 1, 0, 3]])

@@ -390,7 +390,7 @@ ERRORS: list[tuple[losses.Loss, Any, Any, dict[str, Any], type[Exception], str]]
         X[..., 0].astype(int),
         {},
         ValueError,
-        "prediction: expected at least 1 class, got 0",
+        "prediction: expected at least 2 classes, got 0",
     ),
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastrnn
@@ -510,6 +512,181 @@ def test_lists_of_tensors(rng: Rng) -> None:
         np.testing.assert_array_equal(given, output)
 
 
+class Halve(fastrnn.Layer):
+    """Every second step: a layer of one's own that changes the number of steps."""
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        return x[::2].copy(), None, x.shape
+
+    def output_lengths(self, x: Any, lengths: Any) -> Any:
+        return None if lengths is None else (lengths + 1) // 2
+
+
+def test_predictions_have_their_own_steps(rng: Rng) -> None:
+    x = rng.normal(size=(5, 6, 3)).astype(np.float32)
+    for steps in (2, 9):
+        layers = [fastrnn.GRU(3, 4), fastrnn.Last(), fastrnn.Repeat(steps), fastrnn.Dense(4, 2)]
+        model = fastrnn.Sequential(layers)
+        expected = model.eval()(x.swapaxes(0, 1)).swapaxes(0, 1)
+        for given in (x, list(x)):
+            np.testing.assert_allclose(model.predict(given, batch_size=2), expected, atol=1e-6)
+    model = fastrnn.Sequential([fastrnn.Dense(3, 2, seed=0), Halve()])
+    whole = model.predict(x)
+    assert whole.shape == (5, 3, 2)
+    parts = model.predict([row[:n] for row, n in zip(x, (6, 1, 4, 3, 5), strict=True)])
+    assert [len(part) for part in parts] == [3, 1, 2, 2, 3]
+    np.testing.assert_allclose(parts[2], whole[2, :2], atol=1e-6)
+
+
+class Total(fastrnn.Layer):
+    """The sum so far: a stateful layer of one's own."""
+
+    @property
+    def stepwise(self) -> bool:
+        return True
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        output = np.cumsum(x, axis=0) + (0 if state is None else state)
+        return output, output[-1], None
+
+
+def test_layers_of_ones_own_stream(rng: Rng) -> None:
+    x = rng.normal(size=(4, 3, 2)).astype(np.float32)
+    model, state = fastrnn.Sequential([Total(), fastrnn.Dense(2, 2, seed=0)]), None
+    for x_t, expected in zip(x, model(x), strict=True):
+        output, state = model.step(x_t, state)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="step: expected a model whose output at a step"):
+        fastrnn.Sequential([Halve()]).step(x[0])
+
+
+def test_layers_that_are_not_trained_stay(rng: Rng) -> None:
+    layers = [fastrnn.GRU(3, 4, recurrent_dropout=0.5, seed=0), fastrnn.BatchNorm(4)]
+    model = fastrnn.Sequential([*layers, fastrnn.Dense(4, 2, seed=1)]).compile("adam", "mse")
+    x, y = rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 5, 2))
+    model.fit(x, y, verbose=0)
+    for layer in layers:
+        layer.trainable = False
+    before = model.state_dict()
+    model.compile("adam", "mse")
+    history = model.fit(x, y, epochs=5, verbose=0)
+    after = model.state_dict()
+    changed = {name[0] for name in before if np.any(before[name] != after[name])}
+    assert changed == {"2"}
+    assert history["loss"][-1] < history["loss"][0]
+    assert all(layer.training for layer in model.layers)
+
+
+def test_modes_of_single_layers_are_as_before(rng: Rng) -> None:
+    model = fastrnn.Sequential([fastrnn.GRU(3, 4), fastrnn.BatchNorm(4), fastrnn.Dense(4, 2)])
+    model[1].eval()
+    model.predict(rng.normal(size=(8, 5, 3)))
+    assert [layer.training for layer in model] == [True, False, True]
+    assert model.training
+
+
+def test_predictions_of_an_evaluated_model_pack_once(rng: Rng) -> None:
+    model = tagger().eval()
+    with pytest.MonkeyPatch.context() as patch:
+        packs: list[int] = []
+        patch.setattr(fastrnn.GRU, "_pack", lambda self: packs.append(1))
+        model.predict(rng.normal(size=(3, 5, 3)))
+    assert not packs
+
+
+def test_predictions_from_several_threads(rng: Rng) -> None:
+    layers = [fastrnn.GRU(3, 16, seed=0), fastrnn.Dropout(0.5, seed=1), fastrnn.BatchNorm(16)]
+    model = fastrnn.Sequential(layers)
+    x = rng.normal(size=(40, 9, 3)).astype(np.float32)
+    model.forward(x.swapaxes(0, 1))
+    expected = model.predict(x)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda n: model.predict(x[:n]), [40, 3, 3, 3] * 20))
+    finally:
+        sys.setswitchinterval(interval)
+    for result in results:
+        np.testing.assert_array_equal(result, expected[: len(result)])
+    assert model.training
+
+
+def test_batches_of_no_weight_change_nothing(rng: Rng) -> None:
+    x, y = rng.normal(size=(8, 4)), rng.integers(3, size=8)
+    model = fastrnn.Sequential([fastrnn.Dense(4, 3, seed=0)]).compile("adam", "cross_entropy")
+    model.fit(x, y, verbose=0)
+    before = model.state_dict()
+    log = model.train_on_batch(x, y, sample_weight=np.zeros(8))
+    assert log == {"loss": 0.0, "gradient_norm": 0.0}
+    weights = np.repeat([0.0, 1.0], 4)
+    stop = callbacks.TerminateOnNaN()
+    options: dict[str, Any] = {"shuffle": False, "batch_size": 4, "verbose": 0}
+    assert model.optimizer is not None
+    assert model.optimizer.updates == 1
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    history = model.fit(x, y, sample_weight=weights, epochs=2, callbacks=[stop], **options)
+    assert history.epochs == [2, 3]
+    assert model.optimizer.updates == 3
+
+
+def test_loss_with_class_weights_does_not_depend_on_batches(rng: Rng) -> None:
+    x, y = rng.normal(size=(20, 4)), np.repeat([0, 1], 10)
+    model = fastrnn.Sequential([fastrnn.Dense(4, 2, seed=0)])
+    model.compile(optimizers.SGD(0.0), "cross_entropy")
+    options: dict[str, Any] = {"class_weight": {1: 9.0}, "shuffle": False, "verbose": 0}
+    values = [model.fit(x, y, batch_size=b, **options)["loss"][0] for b in (3, 10, 20)]
+    assert values == pytest.approx([values[0]] * 3)
+
+
+def test_a_stop_within_an_epoch_does_not_finish_it(rng: Rng) -> None:
+    x, y = rng.normal(size=(12, 4)), rng.normal(size=12)
+
+    def model() -> fastrnn.Sequential:
+        return fastrnn.Sequential([fastrnn.Dense(4, 1, seed=0)]).compile("sgd", "mse")
+
+    class Stop(callbacks.Callback):
+        def on_batch_end(self, model: Any, batch: int, logs: Any) -> None:
+            model.stop_training = True
+
+    whole, stopped = model(), model()
+    options: dict[str, Any] = {"batch_size": 3, "seed": 0, "verbose": 0}
+    expected = whole.fit(x, y, epochs=2, **options)
+    stopped.fit(x, y, callbacks=[Stop()], **options)
+    assert stopped.epochs_trained == 0
+    history = stopped.fit(x, y, epochs=2, **options)
+    same(whole, stopped)
+    assert history["loss"] == expected["loss"]
+    assert history["gradient_norm"] == expected["gradient_norm"]
+
+
+def test_series_of_one_feature(rng: Rng) -> None:
+    x = rng.normal(size=(4, 6)).astype(np.float32)
+    model = fastrnn.Sequential([fastrnn.GRU(1, 3, seed=0), fastrnn.Last(), fastrnn.Dense(3, 1)])
+    expected = model.predict(x[:, :, None])
+    for given in (x, x.tolist(), list(x)):
+        np.testing.assert_array_equal(model.predict(given), expected)
+
+
+def test_rows_of_targets_in_a_list(rng: Rng) -> None:
+    x, y = rng.normal(size=(6, 4)), rng.normal(size=(6, 2))
+    model = fastrnn.Sequential([fastrnn.Dense(4, 2, seed=0)]).compile("sgd", "mse")
+    assert model.evaluate(x, list(y)) == model.evaluate(x, y)
+
+
+def test_a_loss_of_ones_own(rng: Rng) -> None:
+    def half_square(prediction: Array, target: Array) -> tuple[float, Array]:
+        error = prediction - target
+        return float((error**2).sum() / 2), error
+
+    x, y = rng.normal(size=(6, 4)), rng.normal(size=(6, 2)).astype(np.float32)
+    model = fastrnn.Sequential([fastrnn.Dense(4, 2, seed=0)])
+    model.compile(optimizers.SGD(0.05), half_square)
+    history = model.fit(x, y, epochs=50, verbose=0)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
 def language_model() -> fastrnn.Sequential:
     return fastrnn.Sequential(
         [
@@ -548,6 +725,18 @@ def test_generate(rng: Rng) -> None:
     assert np.any(first != other)
     assert model.generate(prompt, 0).shape == (3, 0)
     assert model.training
+
+
+def test_generate_reads_padding_as_padding() -> None:
+    table = fastrnn.Embedding(7, 5, mask_zero=True, seed=0)
+    model = fastrnn.Sequential([table, fastrnn.GRU(5, 6, seed=1), fastrnn.Dense(6, 7, seed=2)])
+    model.parameters["2.bias"][0] = 9  # padding would be the likeliest
+    alone = [model.generate(prompt, 5, temperature=0) for prompt in ([3, 1, 4], [2])]
+    together = model.generate([[3, 1, 4, 0], [2, 0, 0, 0]], 5, temperature=0)
+    np.testing.assert_array_equal(together, alone)
+    assert np.all(together > 0)
+    with pytest.raises(ValueError, match="prompt: expected at least one id besides padding"):
+        model.generate([[0, 0]], 3)
 
 
 def test_generate_draws_from_the_model() -> None:
@@ -661,7 +850,7 @@ def wrong_calls() -> dict[str, tuple[Any, type[Exception], str]]:
             "sample_weight: expected 5 samples",
         ),
         "negative weights": (fit(ids, y, sample_weight=-np.ones(5)), ValueError, "sample_weight"),
-        "string labels": (fit(ids, np.array(list("abcde"))), TypeError, "target: expected"),
+        "string labels": (fit(ids, np.array(list("abcde"))), TypeError, "y: expected integers"),
         "lengths": (
             fit(ids, y, lengths=[7] * 5),
             ValueError,
@@ -693,7 +882,66 @@ def wrong_calls() -> dict[str, tuple[Any, type[Exception], str]]:
             ValueError,
             "y: expected an array, as the model has one output per sequence",
         ),
-        "features": (fit(x[:, :, :2], steps, model=tagger), ValueError, r"x: expected \(T, B, 3\)"),
+        "features": (
+            fit(x[:, :, :2], steps, model=tagger),
+            ValueError,
+            r"x: expected \(n, T, 3\), got",
+        ),
+        "rows for steps": (
+            fit(x[:, 0], y, model=tagger),
+            ValueError,
+            r"x: expected \(n, T, 3\), got",
+        ),
+        "long labels": (
+            fit(x, np.zeros((5, 9), int), model=tagger, lengths=[6, 1, 2, 3, 4]),
+            ValueError,
+            "y: expected 6 steps",
+        ),
+        "long weights": (
+            fit(x, steps, model=tagger, sample_weight=np.ones((5, 9))),
+            ValueError,
+            r"sample_weight: expected numbers \(n,\) or \(n, 6\), got \(n, 9\)",
+        ),
+        "ragged labels in windows": (
+            fit([x[0], x[1][:3]], [steps[0][:3], steps[1]], model=tagger, tbptt=2),
+            ValueError,
+            "y: expected sequences as long as those of x",
+        ),
+        "no labels": (fit(ids, None), TypeError, "y: expected targets, got None"),
+        "one callback": (
+            fit(ids, y, callbacks=callbacks.EarlyStopping("loss")),
+            TypeError,
+            "callbacks: expected a list",
+        ),
+        "large numbers": (
+            fit(x.astype(float) + 1e300, steps, model=tagger),
+            ValueError,
+            "x: expected numbers that fit float32",
+        ),
+        "one class": (
+            lambda: (
+                fastrnn.Sequential([fastrnn.Dense(3, 1)])
+                .compile("sgd", "cross_entropy")
+                .fit(x[:, 0], y[:, None], verbose=0)
+            ),
+            ValueError,
+            "prediction: expected at least 2 classes",
+        ),
+        "sizes of layers": (
+            lambda: fastrnn.Sequential([fastrnn.LSTM(3, 4), fastrnn.Last(), fastrnn.Dense(5, 2)]),
+            ValueError,
+            r"layers\[2\]: expected 4 inputs, as layers\[1\] gives, got Dense\(5, 2\)",
+        ),
+        "dtypes of layers": (
+            lambda: fastrnn.Sequential([fastrnn.Dense(3, 4), fastrnn.Dense(4, 2, dtype=float)]),
+            ValueError,
+            "layers: expected one dtype, got float32 and float64",
+        ),
+        "trees": (
+            lambda: fastrnn.Sequential([fastrnn.TreeLSTM(3, 4)]),
+            TypeError,
+            r"layers\[0\]: expected a layer of sequences or rows, got a TreeLSTM",
+        ),
         "mixed features": (
             fit([np.zeros((2, 3)), np.zeros((2, 4))], [[0, 0], [1, 1]], model=tagger),
             ValueError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import fastrnn
 import numpy as np
 import pytest
 from fastrnn import callbacks, io, losses, metrics, optimizers
+from fastrnn.containers import walk
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -125,6 +127,111 @@ def test_resume_after_a_kill(suffix: str, updates: int, tmp_path: Path) -> None:
     assert model.epochs_trained == {4: 0, 10: 1, 13: 2}[updates]
     model.fit(*data(), epochs=4 - model.epochs_trained, **OPTIONS)
     same(whole, model)
+
+
+@every_format
+def test_logs_go_on_within_an_epoch(suffix: str, tmp_path: Path) -> None:
+    """Of an epoch that was resumed, also where its last batch was done before."""
+    whole = make_model().fit(*data(), epochs=1, **OPTIONS)
+    for updates in (2, 5):
+        path = tmp_path / f"model-{updates}{suffix}"
+
+        def save(model: Any, batch: int, logs: Any, path: Any = path, n: int = updates) -> None:
+            if batch == n - 1:
+                model.save(path)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            make_model().fit(
+                *data(), callbacks=[callbacks.LambdaCallback(on_batch_end=save)], **OPTIONS
+            )
+        history = fastrnn.Sequential.load(path).fit(*data(), epochs=1, **OPTIONS)
+        for name in ("loss", "accuracy", "top_2_accuracy", "gradient_norm"):
+            assert history[name] == whole[name]
+
+
+def test_a_failed_batch_leaves_masks_and_means_as_they_were() -> None:
+    x, y = data()
+    wrong = y.copy()
+    wrong[17] = 9  # no class
+    whole, failed = make_model(), make_model()
+    whole.fit(x, y, shuffle=False, batch_size=8, verbose=0, seed=0)
+    with pytest.raises(ValueError, match="y: expected classes in"):
+        failed.fit(x, wrong, shuffle=False, batch_size=8, verbose=0, seed=0)
+    failed._progress = failed._progress._replace(order=(), batch=0)
+    # Two batches were right: done again, they differ, but what is random comes in its order.
+    seeds = [layer._mask_seed for _, layer in walk(failed)]
+    ran: list[Any] = []
+    other = make_model()
+    other.fit(
+        x[:16],
+        y[:16],
+        shuffle=False,
+        batch_size=8,
+        verbose=0,
+        seed=0,
+        callbacks=[callbacks.LambdaCallback(on_batch_end=lambda *a: ran.append(1))],
+    )
+    assert len(ran) == 2
+    assert seeds == [layer._mask_seed for _, layer in walk(other)]
+    same(failed, other)
+
+
+def test_other_data_begin_a_new_epoch() -> None:
+    for change in ("x", "y", "compile"):
+        model = make_model()
+        x, y = data()
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(x, y, callbacks=[Interrupt(3)], **OPTIONS)
+        if change == "x":
+            x[0] = x[0] + 1
+        elif change == "y":
+            y[0] = 3 - y[0]
+        else:
+            model.compile("adam", "cross_entropy")
+        counts: list[int] = []
+        count = callbacks.LambdaCallback(on_batch_end=lambda m, b, logs, c=counts: c.append(b))
+        model.fit(x, y, callbacks=[count], **OPTIONS)
+        assert counts == [0, 1, 2, 3, 4]
+
+
+def test_memory_is_not_given_to_others(tmp_path: Path) -> None:
+    """Neither to a callback that watches something else, nor to a fit on other data."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)), rng.integers(2, size=8)
+
+    def model() -> fastrnn.Sequential:
+        layers = [fastrnn.Dense(3, 2, seed=0)]
+        return fastrnn.Sequential(layers).compile("sgd", "cross_entropy", ["accuracy"])
+
+    path = tmp_path / "model.npz"
+    watchers = [callbacks.EarlyStopping("loss"), callbacks.ModelCheckpoint(path)]
+    model().fit(x, y, epochs=3, seed=0, verbose=0, callbacks=watchers)
+    for monitor, data_x, known in (
+        ("loss", x, True),
+        ("accuracy", x, False),
+        ("loss", x + 1, False),
+    ):
+        first: list[float] = []
+
+        class Spy(callbacks.EarlyStopping):
+            def on_epoch_begin(self, model: Any, epoch: int, seen: Any = first) -> None:
+                seen.append(self.best)
+
+        Spy.__name__ = "EarlyStopping"
+        loaded = fastrnn.Sequential.load(path)
+        loaded.fit(data_x, y, seed=0, verbose=0, callbacks=[Spy(monitor)])
+        assert np.isfinite(first[0]) == known
+    # One object for two models forgets the first.
+    stopping = callbacks.EarlyStopping("loss")
+    one, two = model(), model()
+    for each in (one, two):
+        each.fit(x, y, verbose=0, seed=0)
+    one.fit(x, y, epochs=5, verbose=0, seed=0, callbacks=[stopping])
+    best = stopping.best
+    two.fit(x + 100, y, verbose=0, seed=0, callbacks=[stopping])
+    assert stopping.best != best
+    assert np.any(two.parameters["0.weight"] != one.parameters["0.weight"])
 
 
 class Interrupt(callbacks.Callback):
@@ -316,17 +423,59 @@ def test_wrong_files(tmp_path: Path) -> None:
         ('{"class": "system"}', "system: expected one of"),
         ("{", r"model\.npz: Expecting"),
         ("[1]", r"model\.npz: expected a Sequential, got a list"),
+        ("[" * 100_000, r"model\.npz: expected what a model's save writes"),
         ('{"class": "Dense", "inputs": 3, "units": 2}', "expected a Sequential, got a Dense"),
     ):
         io.save_arrays(tmp_path / "model.npz", arrays, {**metadata, "model": part})
         with pytest.raises(ValueError, match=message):
             fastrnn.Sequential.load(tmp_path / "model.npz")
-    for name in ("mask_seeds", "training_mode"):
+    for name in ("mask_seeds", "modes"):
         io.save_arrays(
             tmp_path / "model.npz", arrays, {k: v for k, v in metadata.items() if k != name}
         )
         with pytest.raises(ValueError, match=f"expected what a model's save writes.*{name}"):
             fastrnn.Sequential.load(tmp_path / "model.npz")
+
+
+def test_damaged_training(tmp_path: Path) -> None:
+    model = fastrnn.Sequential([fastrnn.Dense(3, 2), fastrnn.Dropout(0.5)]).compile("adam", "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    model.save(tmp_path / "model.npz")
+    arrays, metadata = io.load_arrays(tmp_path / "model.npz")
+    training = json.loads(metadata["training"])
+    for name, wrong in (("progress", ["a", 0, []]), ("progress", [0, -3, []]), ("seed", -1)):
+        damaged = {**metadata, "training": json.dumps({**training, name: wrong})}
+        io.save_arrays(tmp_path / "damaged.npz", arrays, damaged)
+        with pytest.raises(ValueError, match=r"damaged\.npz: expected|: expected an integer"):
+            fastrnn.Sequential.load(tmp_path / "damaged.npz")
+    for seed in ('"x"', "-5"):
+        damaged = {**metadata, "mask_seeds": f'{{"1": {seed}}}'}
+        io.save_arrays(tmp_path / "damaged.npz", arrays, damaged)
+        with pytest.raises(ValueError, match="mask_seeds: expected an integer"):
+            fastrnn.Sequential.load(tmp_path / "damaged.npz")
+
+
+def test_names_with_slashes(tmp_path: Path) -> None:
+    class Odd(Scale):
+        def __init__(self, name: str) -> None:
+            super().__init__(1.0)
+            self.name = name
+            self._parameters = {name: np.ones(1, np.float32)}
+
+    model = fastrnn.Sequential([Odd("a/b")])
+    model.save(tmp_path / "model.npz")
+    loaded = fastrnn.Sequential.load(tmp_path / "model.npz", custom={"Odd": Odd})
+    assert list(loaded.parameters) == ["0.a/b"]
+
+
+def test_what_is_not_trained_is_remembered(tmp_path: Path) -> None:
+    model = make_model()
+    model[1].trainable = False
+    model[3].eval()
+    model.save(tmp_path / "model.npz")
+    loaded = fastrnn.Sequential.load(tmp_path / "model.npz")
+    for before, after in zip(model, loaded, strict=True):
+        assert (before.trainable, before.training) == (after.trainable, after.training)
 
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:

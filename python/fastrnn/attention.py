@@ -13,7 +13,7 @@ import numpy as np
 
 from fastrnn import functional
 from fastrnn.initializers import initialize_dense
-from fastrnn.layers import Stateless, step_counts, valid_steps
+from fastrnn.layers import Stateless, step_counts, valid_steps, without_padding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,13 +81,6 @@ class _LayerTape(NamedTuple):
 
     attended: AttentionTape
     lengths: NDArray[np.int64]
-
-
-def _without_padding(x: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Return (T, B, F) with 0 past the lengths, as 0 times what may be there could be NaN."""
-    if not np.any(lengths < len(x)):
-        return x
-    return np.where(valid_steps(len(x), lengths)[:, :, np.newaxis], x, x.dtype.type(0))
 
 
 def _rows(x: FloatArray) -> FloatArray:
@@ -359,7 +352,7 @@ class Attention(Stateless):
         query = self._read("query", query, ("Tq", "B", self.query_size))
         memory = self._read("memory", memory, ("Tm", query.shape[1], self.memory_size))
         valid = step_counts(lengths, memory.shape)
-        tape = self._attend(query, _without_padding(memory, valid), valid)
+        tape = self._attend(query, without_padding(memory, valid), valid)
         tape.weights.flags.writeable = False
         return self._context(tape), tape.weights, tape
 
@@ -426,7 +419,7 @@ class Attention(Stateless):
     ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
         attended, lengths = memory
         last = self.queries == "last"
-        gradient = gradient[np.newaxis] if last else _without_padding(gradient, lengths)
+        gradient = gradient[np.newaxis] if last else without_padding(gradient, lengths)
         g = self.attend_backward(attended, gradient)
         if not last:
             return g.query + g.memory, g.parameters
@@ -535,7 +528,7 @@ class Attention(Stateless):
             )
         x = self._read("x", given, ("T", "B", self.query_size))
         valid = step_counts(lengths, x.shape)
-        query = memory = _without_padding(x, valid)
+        query = memory = without_padding(x, valid)
         if self.queries == "last":
             query = np.zeros((1, *x.shape[1:]), self.dtype)
             rows = np.flatnonzero(valid)

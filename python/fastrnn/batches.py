@@ -6,6 +6,7 @@ arrays. A network reads batches that are time-major and no longer than their lon
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from fastrnn import functional
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
+
+    from fastrnn.layer import Shape
 
 __all__ = ["Batch", "Samples", "time_major"]
 
@@ -40,6 +43,8 @@ class Batch(NamedTuple):
         (B,) or (B, T), samples first.
     size : int
         Number of samples B.
+    steps : int
+        Steps of the longest input of all batches: targets of an array have so many.
     """
 
     x: NDArray[Any]
@@ -48,6 +53,7 @@ class Batch(NamedTuple):
     y_lengths: NDArray[np.int64] | None
     sample_weight: NDArray[Any] | None
     size: int
+    steps: int
 
 
 class _Ragged:
@@ -152,6 +158,12 @@ class Samples:
                 got = len(array) if getattr(array, "ndim", 1) else array
                 raise ValueError(f"{name}: expected {len(self)} samples as x, got {got}")
         self.lengths = self._read_lengths(lengths)
+        #: Steps of the longest input, 0 without steps.
+        self.steps = 0
+        if isinstance(self._x, _Ragged):
+            self.steps = int(self._x.lengths.max(initial=0))
+        elif self.has_steps:
+            self.steps = int(self._x.shape[1])
 
     def _check_x(self, reads_ids: bool) -> None:
         x = self._x
@@ -200,12 +212,16 @@ class Samples:
         """Whether the inputs were given as a list of sequences."""
         return isinstance(self._x, _Ragged)
 
-    @property
-    def steps(self) -> int:
-        """Steps of the longest input."""
-        if isinstance(self._x, _Ragged):
-            return int(self._x.lengths.max(initial=0))
-        return int(self._x.shape[1])
+    def fingerprint(self) -> int:
+        """Return a number that tells other data apart, most of the time, from a few samples."""
+        some = np.unique(np.linspace(0, len(self) - 1, 16).astype(np.intp))
+        batch = self.batch(some[: len(self)])
+        arrays = (batch.x, batch.y, batch.lengths, batch.sample_weight)
+        total = 0
+        for array in arrays:
+            if array is not None:
+                total = zlib.crc32(np.ascontiguousarray(array).tobytes(), total)
+        return total
 
     def padded(self) -> NDArray[Any]:
         """Return all inputs time-major."""
@@ -217,19 +233,44 @@ class Samples:
         steps = slice(None) if lengths is None else slice(int(lengths.max(initial=0)))
         x: NDArray[Any]
         if isinstance(self._x, _Ragged):
-            x = self._x.pad(rows, self._dtype)
+            x = self._convert(self._x.pad(rows, self._x.dtype))
         elif self.has_steps:
-            x = time_major(self._x)[steps, rows].astype(self._dtype, copy=False)
+            x = self._convert(time_major(self._x)[steps, rows])
         else:
-            x = self._x[rows].astype(self._dtype, copy=False)
+            x = self._convert(self._x[rows])
         y, y_lengths = None, None
         if isinstance(self._y, _Ragged):
             y = time_major(self._y.pad(rows, self._y.dtype))
-            y_lengths = self._y.lengths[rows]
+            if np.any(self._y.lengths != self._y.lengths[0]):
+                y_lengths = self._y.lengths[rows]
         elif self._y is not None:
             y = self._y[rows]
         weight = None if self._sample_weight is None else self._sample_weight[rows]
-        return Batch(x, lengths, y, y_lengths, weight, len(rows))
+        return Batch(x, lengths, y, y_lengths, weight, len(rows), self.steps)
+
+    def _convert(self, x: NDArray[Any]) -> NDArray[Any]:
+        try:
+            with np.errstate(over="raise"):
+                return x.astype(self._dtype, copy=False)
+        except FloatingPointError:
+            raise ValueError(
+                f"x: expected numbers that fit {self._dtype}, got larger ones"
+            ) from None
+
+    def fit_to(self, shape: Shape | None) -> None:
+        """Check the inputs against the shape that a network reads, such as ("T", "B", 8)."""
+        if shape is None or len(shape) < 2 or not isinstance(shape[-1], int):
+            return
+        F, x = shape[-1], self._x
+        wants_steps = shape[0] == "T"
+        if not isinstance(x, _Ragged) and wants_steps and F == 1 and x.ndim == 2:
+            self._x = x = x[:, :, np.newaxis]  # series of one feature
+            self.has_steps, self.steps = True, x.shape[1]
+        features = x.shape[-1] if x.shape else None
+        if features != F or (wants_steps and not self.has_steps):
+            wanted = f"(n, T, {F})" if wants_steps else f"(n, {F}) or (n, T, {F})"
+            got = f"sequences (T_i, {features})" if isinstance(x, _Ragged) else x.shape
+            raise ValueError(f"x: expected {wanted}, got {got} {x.dtype}")
 
     def split(self, fraction: float) -> tuple[Self, Self]:
         """Return all but the last part of the samples, and that part."""

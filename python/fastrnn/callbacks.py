@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,6 +90,9 @@ class Callback:
     def on_fit_end(self, model: Any, history: History) -> None:
         """Be called once, after the last epoch."""
 
+    def on_fit_abort(self, model: Any) -> None:
+        """Be called where the fit ends by an exception, instead of `on_fit_end`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what training has to be resumed from: numbers and arrays by name."""
         return {}
@@ -109,6 +113,22 @@ class Callback:
         _check_names(state_dict, [])
 
 
+def describe(callback: Callback) -> Any:
+    """Return what tells a callback from others: its class and numbers and texts it was made of.
+
+    Examples
+    --------
+    >>> describe(EarlyStopping("loss"))["monitor"]
+    'loss'
+    """
+    arguments = {
+        name: value
+        for name, value in vars(callback).items()
+        if not name.startswith("_") and isinstance(value, (str, bool))
+    }
+    return {"class": type(callback).__name__, **arguments}
+
+
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
@@ -123,16 +143,22 @@ def _check_names(state_dict: Mapping[str, Any], expected: Sequence[str]) -> None
 class _Remembering(Callback):
     """A callback with numbers to remember, the attributes that `_numbers` names."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_model"}
+
     _numbers: tuple[str, ...] = ()
     _resumed = False
+    _model: Any = None  # whose fit it has seen
 
     def _forget(self) -> None:
         raise NotImplementedError
 
     def on_fit_begin(self, model: Any, plan: Plan) -> None:
-        if plan.first_epoch == 0 and not self._resumed:
+        other = self._model is None or self._model() is not model
+        if (plan.first_epoch == 0 or other) and not self._resumed:
             self._forget()
         self._resumed = False
+        self._model = weakref.ref(model)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._numbers}
@@ -238,6 +264,11 @@ class EarlyStopping(_Monitoring):
         super().__init__(monitor, mode, min_delta)
         self.patience = functional.integer("patience", patience, 1)
         self.restore_best = functional.boolean("restore_best", restore_best)
+
+    def on_fit_begin(self, model: Any, plan: Plan) -> None:
+        if not self._resumed:
+            self.wait = 0  # a new fit is a new chance
+        super().on_fit_begin(model, plan)
 
     def _forget(self) -> None:
         super()._forget()
@@ -624,6 +655,9 @@ class ProgressBar(Callback):
             self._close()
 
     def on_fit_end(self, model: Any, history: History) -> None:
+        self._close()
+
+    def on_fit_abort(self, model: Any) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from fastrnn import functional
@@ -9,7 +10,7 @@ from fastrnn.layer import Gradients, Layer
 from fastrnn.layers import read_features, read_gradient, read_lengths, valid_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike
     from typing_extensions import Self
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
 
-__all__ = ["Container", "Residual", "run", "run_back"]
+__all__ = ["Container", "Residual", "in_mode", "run", "run_back", "walk"]
 
 
 class Container(Layer):
@@ -53,6 +54,15 @@ class Container(Layer):
             for key, array in child.buffers.items()
         }
 
+    def _trained(self) -> Mapping[str, FloatArray]:
+        if not self.trainable:
+            return {}
+        return {
+            f"{name}.{key}": array
+            for name, child in self.children().items()
+            for key, array in child._trained().items()
+        }
+
     def train(self, mode: bool = True) -> Self:
         """Enter training mode, as all inner layers do.
 
@@ -75,6 +85,41 @@ class Container(Layer):
         """Prepare new parameters for the mode that each inner layer is in."""
         for child in self.children().values():
             child._reenter_mode()
+
+
+def walk(layer: Layer, name: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield a layer and all inside it, with their names, such as ``1.layer``."""
+    yield name, layer
+    for key, child in layer.children().items() if isinstance(layer, Container) else ():
+        yield from walk(child, f"{name}.{key}" if name else key)
+
+
+@contextlib.contextmanager
+def in_mode(layer: Layer, *, training: bool) -> Iterator[None]:
+    """Put a layer and all inside it in a mode, and each back in its own at the end.
+
+    What is not trainable stays in evaluation mode. What is in the mode already is left alone, with
+    the weights that it has packed.
+    """
+    before = [(inner, inner.training) for _, inner in walk(layer)]
+    try:
+        _enter(layer, training)
+        yield
+    finally:
+        # Inner layers come after those that they are in.
+        for inner, was_training in before:
+            if inner.training != was_training:
+                inner.train(was_training)
+
+
+def _enter(layer: Layer, training: bool) -> None:
+    training = training and layer.trainable
+    for child in layer.children().values() if isinstance(layer, Container) else ():
+        _enter(child, training)
+    if isinstance(layer, Container):
+        layer._training = training
+    elif layer.training != training:
+        layer.train(training)
 
 
 def run(

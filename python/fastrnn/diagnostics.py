@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn.config import describe_arguments
-from fastrnn.containers import Container, run, run_back
-from fastrnn.layers import valid_steps
+from fastrnn.containers import Container, in_mode, run, run_back
+from fastrnn.layers import valid_steps, without_padding
 from fastrnn.recurrent import Recurrent
 
 if TYPE_CHECKING:
@@ -121,19 +121,15 @@ def gradient_flow(
     if len(samples) == 0:
         raise ValueError("x: expected at least 1 sample, got 0")
     batch = samples.batch(np.arange(len(samples)))
-    training = model.training
-    try:
-        model.eval()
+    norms: dict[str, NDArray[np.float64]] = {}
+    with in_mode(model, training=False):
         step = model._pass(batch)
         _, gradient = model._loss(step, None)
-        norms: dict[str, NDArray[np.float64]] = {}
         for name, layer, inputs, row_lengths, grad_output in _visit(
             model, "", batch.x, batch.lengths, gradient
         ):
             found = _norms(layer, inputs, row_lengths, grad_output)
             norms = {**{f"{name}.{end}": values for end, values in found.items()}, **norms}
-    finally:
-        model.train(training)
     if not norms:
         raise ValueError("model: expected a recurrent layer, got none")
     return GradientFlow(norms)
@@ -217,7 +213,7 @@ class _Walk:
         T, B, _ = x.shape
         # The step that comes t-th, of every row.
         order = np.broadcast_to(np.arange(T)[:, np.newaxis], (T, B))
-        self._valid = valid_steps(T, lengths)
+        self._lengths, self._valid = lengths, valid_steps(T, lengths)
         if suffix.endswith("_reverse"):
             order = np.where(self._valid, lengths - 1 - order, order)
         self._order = (order, np.arange(B))
@@ -234,8 +230,7 @@ class _Walk:
 
     def back(self, gradient: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
         """Return dL/d(input), and the norm of dL/dh_t at every step of the sequence."""
-        gradient = np.where(self._valid[:, :, np.newaxis], gradient, gradient.dtype.type(0))
-        ordered = np.ascontiguousarray(gradient[self._order])
+        ordered = np.ascontiguousarray(without_padding(gradient, self._lengths)[self._order])
         total = ordered.copy()  # dL/dh_t, of the output and of the next step
         grad_input = np.empty((*gradient.shape[:2], self._cell.input_size), gradient.dtype)
         state: Any = None

@@ -107,7 +107,9 @@ def boolean(name: str, value: object) -> bool:
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a float of [`low`, `high`], or raise an error that names the argument."""
-    expected = "a number" if high == math.inf else f"a number in [{low:g}, {high:g}]"
+    expected = "a number" if low == -math.inf else f"a number >= {low:g}"
+    if high < math.inf:
+        expected = f"a number in [{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if not low <= value <= high:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastrnn import functional
 from fastrnn.activations import softmax
+from fastrnn.containers import in_mode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,9 @@ def draw(
     [1]
     """
     logits = logits.astype(np.float64)
-    if not np.all(np.isfinite(logits)):
+    if not np.all(np.isfinite(logits) | (logits == -np.inf)) or np.any(
+        logits.max(axis=1) == -np.inf
+    ):
         raise ValueError("model: expected finite logits, got NaN or infinity")
     if temperature == 0 or top_k == 1:
         return np.asarray(logits.argmax(axis=1), np.int64)
@@ -77,16 +80,23 @@ def generate(
     columns = np.atleast_2d(ids).T.astype(np.int64)
     chosen = np.empty((steps, columns.shape[1]), np.int64)
 
-    training = model.training
-    try:
-        model.eval()
-        state = None
-        for column in columns:
-            logits, state = model.step(column, state)
+    masked = getattr(model.layers[0], "mask_zero", False)
+    if not model.stepwise:
+        raise ValueError(
+            "generate: expected a model whose output at a step depends on that step and those"
+            " before it only; this one looks at a whole sequence at once"
+        )
+    with model._lock, in_mode(model, training=False):
+        lengths = model.output_lengths(columns, None)
+        if lengths is not None and not lengths.all():
+            raise ValueError("prompt: expected at least one id besides padding in each row")
+        output, state = model.apply(columns, None, lengths)
+        last = np.full(columns.shape[1], len(columns)) if lengths is None else lengths
+        logits = output[last - 1, np.arange(columns.shape[1])]
         for i in range(steps):
+            if masked:
+                logits[:, 0] = -np.inf  # padding is no id
             chosen[i] = draw(logits, temperature, top_k, generator)
             if i + 1 < steps:
                 logits, state = model.step(chosen[i], state)
-    finally:
-        model.train(training)
     return chosen[:, 0] if ids.ndim == 1 else chosen.T.copy()

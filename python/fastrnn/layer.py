@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from fastrnn import functional
 
@@ -60,21 +62,28 @@ class Gradients(NamedTuple):
 class Layer:
     """What all layers share, and the base of a layer of your own.
 
-    A layer of your own overrides `forward` and `backward`, and `output_lengths`, `output_shape` and
-    `multiply_adds` where the defaults do not hold. It keeps what is trained in ``_parameters`` and
-    what else it has to remember in ``_buffers``, and every argument of its constructor in an
-    attribute of the same name, from which `Sequential.load` makes it again.
+    A layer of your own overrides `forward` and `backward`; where the defaults do not hold,
+    `output_lengths` (as given), `stepwise` (False), and for `Sequential.summary` `input_shape`,
+    `output_shape` and `multiply_adds`. It keeps what is trained in ``_parameters`` and what else it
+    has to remember in ``_buffers``. `Sequential.load` makes it again from its class and those
+    arguments of its constructor that are attributes of the same name; seeds need not be.
 
     Attributes
     ----------
     training : bool
         Set by `train` and `eval`.
+    trainable : bool
+        True; set to False, ``fit`` leaves the parameters as they are, and runs the layer in
+        evaluation mode.
     parameters : mapping of str to ndarray
         The live arrays that training changes.
     buffers : mapping of str to ndarray
         The live arrays that it does not, such as running means.
     """
 
+    trainable: bool = True
+    #: Whether it fits into a `Sequential`.
+    stackable: ClassVar[bool] = True
     # Seed of the next call that draws a mask, or None where nothing is random.
     _mask_seed: int | None = None
     _training = True
@@ -209,7 +218,8 @@ class Layer:
         state
             Next state; None for layers without one.
         """
-        return self.forward(x, state)[0], None
+        output, state = self.apply(functional.view("x", x)[np.newaxis], state)
+        return output[0], state
 
     def input_shape(self) -> Shape | None:
         """Return the shape of the input, such as ``("T", "B", 64)``; None if any will do."""
@@ -229,7 +239,7 @@ class Layer:
 
         If so, a sequence can be run in parts.
         """
-        return True
+        return False
 
     @property
     def training(self) -> bool:
@@ -266,6 +276,10 @@ class Layer:
     def parameters(self) -> Mapping[str, FloatArray]:
         """The live arrays that are trained, to be changed in place in training mode."""
         return MappingProxyType(self._parameters)
+
+    def _trained(self) -> Mapping[str, FloatArray]:
+        """Return the parameters that a fit changes."""
+        return self._parameters if self.trainable else {}
 
     @property
     def buffers(self) -> Mapping[str, FloatArray]:
@@ -307,7 +321,6 @@ class Layer:
 
         Examples
         --------
-        >>> import numpy as np
         >>> from fastrnn import GRU, LSTM
         >>> trained, deployed = GRU(8, 16), GRU(8, 16)
         >>> deployed.load_state_dict(trained.state_dict())
@@ -355,6 +368,9 @@ class Layer:
     def _reenter_mode(self) -> None:
         """Prepare new parameters for the mode that the layer is in."""
         self.train(self._training)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     def _repr(self, *required: object, **defaults: object) -> str:
         """Show the required arguments, and the attributes that differ from their defaults."""

@@ -38,6 +38,7 @@ __all__ = [
     "read_lengths",
     "step_counts",
     "valid_steps",
+    "without_padding",
 ]
 
 
@@ -99,6 +100,13 @@ def read_lengths(
     if wrong.size:
         raise ValueError(f"lengths: expected integers in [0, {shape[0]}], got {wrong[0]}")
     return array
+
+
+def without_padding(x: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+    """Return (T, B, F) with 0 past the lengths, as 0 times what may be there could be NaN."""
+    if not np.any(lengths < len(x)):
+        return x
+    return np.where(valid_steps(len(x), lengths)[:, :, np.newaxis], x, x.dtype.type(0))
 
 
 def step_counts(lengths: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -188,6 +196,11 @@ class _Rowwise(Stateless):
 
     _size: int | None = None  # features of the input
     _dtype: Any = None  # dtype of the input
+
+    @property
+    def stepwise(self) -> bool:
+        """True: each row is on its own."""
+        return True
 
     def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         x = read_features(x, self._size, self._dtype)
@@ -322,6 +335,16 @@ class Embedding(Stateless):
         if self.mask_zero:
             grad_weight[0] = 0
         return None, {"weight": grad_weight}
+
+    @property
+    def stepwise(self) -> bool:
+        """True: each id is on its own."""
+        return True
+
+    def _reenter_mode(self) -> None:
+        super()._reenter_mode()
+        if self.mask_zero:  # whatever was loaded
+            self._parameters["weight"][0] = 0
 
     def output_lengths(self, x: NDArray[Any], lengths: NDArray[Any] | None) -> NDArray[Any] | None:
         """Return the lengths given, or those that the padding shows."""
@@ -503,7 +526,7 @@ class BatchNorm(_Rowwise):
     """Batch normalisation [1]_: y = weight·(x - mean) / sqrt(var + eps) + bias.
 
     Mean and variance of a feature are over all valid steps and rows in training mode, and running
-    averages of those in evaluation mode.
+    averages of those in evaluation mode, and where there is a single row, which has no variance.
 
     Parameters
     ----------
@@ -557,12 +580,8 @@ class BatchNorm(_Rowwise):
 
     def _forward_rows(self, rows: FloatArray) -> tuple[FloatArray, tuple[Any, ...]]:
         mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
-        training = self._training and len(rows) > 0
+        training = self._training and len(rows) > 1
         if training:
-            if len(rows) == 1:
-                raise ValueError(
-                    "x: expected more than 1 valid row for a variance in training mode, got 1"
-                )
             mean, variance = rows.mean(axis=0), rows.var(axis=0)
             unbiased = variance * (len(rows) / (len(rows) - 1))
             for name, new in (("running_mean", mean), ("running_var", unbiased)):
@@ -682,13 +701,16 @@ class Dropout(Stateless):
         self.probability = functional.number("probability", probability, 0, 1)
         self._mask_seed = int(functional.generator("seed", seed).integers(2**62))
 
+    @property
+    def stepwise(self) -> bool:
+        """True: each element is on its own."""
+        return True
+
     def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         x = read_features(x, None, None)
         lengths = read_lengths(lengths, x.shape)
-        valid = None
         if lengths is not None:
-            valid = valid_steps(len(x), lengths)
-            x = np.where(valid[:, :, np.newaxis], x, x.dtype.type(0))
+            x = without_padding(x, lengths)
         mask: Any = None
         if self._training and self.probability:
             # The mask of a row does not depend on the lengths.
@@ -697,14 +719,14 @@ class Dropout(Stateless):
             mask = mask.reshape(x.shape).astype(x.dtype, copy=False)
             self._mask_seed += 1
         output = x.copy() if mask is None else x * mask
-        return output, (mask, valid)
+        return output, (mask, lengths)
 
     def _backward(
         self, memory: Any, gradient: FloatArray, input_grad: bool
     ) -> tuple[FloatArray | None, dict[str, FloatArray]]:
-        mask, valid = memory
-        if valid is not None:
-            gradient = np.where(valid[:, :, np.newaxis], gradient, gradient.dtype.type(0))
+        mask, lengths = memory
+        if lengths is not None:
+            gradient = without_padding(gradient, lengths)
         return gradient.copy() if mask is None else gradient * mask, {}
 
     def __repr__(self) -> str:

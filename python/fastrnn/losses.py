@@ -415,8 +415,11 @@ class CrossEntropy(Loss):
         self, prediction: FloatArray, target: NDArray[Any], class_weight: NDArray[np.float64] | None
     ) -> tuple[NDArray[np.float64], FloatArray, NDArray[np.float64] | float]:
         N, n = prediction.shape
-        if n == 0:
-            raise ValueError("prediction: expected at least 1 class, got 0")
+        if n < 2:
+            raise ValueError(
+                f"prediction: expected at least 2 classes, got {n}; one logit, which answers"
+                " yes or no, is for BinaryCrossEntropy"
+            )
         shifted = prediction - prediction.max(axis=1, keepdims=True)
         softmax = np.exp(shifted)
         sums = softmax.sum(axis=1, keepdims=True, dtype=np.float64)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn import functional, generation, saving
+from fastrnn import functional, generation
 from fastrnn.batches import Samples, time_major
 from fastrnn.containers import Container, run, run_back
 from fastrnn.layer import Gradients, Layer
@@ -14,11 +15,9 @@ from fastrnn.layers import Embedding, Repeat
 from fastrnn.trainer import Model, Pass, align
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import ArrayLike, NDArray
-    from typing_extensions import Self
 
     from fastrnn.batches import Batch
     from fastrnn.functional import FloatArray
@@ -82,13 +81,41 @@ class Sequential(Model):
             if not isinstance(layer, Layer):
                 got = layer.__name__ if isinstance(layer, type) else type(layer).__name__
                 raise TypeError(f"layers[{i}]: expected a layer, got {got}")
+            if not layer.stackable:
+                raise TypeError(
+                    f"layers[{i}]: expected a layer of sequences or rows, got a"
+                    f" {type(layer).__name__}"
+                )
         parts = _parts(self)
         if len({id(layer) for layer in parts}) < len(parts):
             raise ValueError("layers: expected different layers, got one twice")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Check what is known before there are data: some layers take any input."""
+        shape = self.input_shape()
+        for i, layer in enumerate(self.layers):
+            wanted = layer.input_shape()
+            given = shape[-1] if shape else None
+            takes = wanted[-1] if wanted and len(wanted) > 1 else None
+            if i and isinstance(given, int) and isinstance(takes, int) and given != takes:
+                raise ValueError(
+                    f"layers[{i}]: expected {given} inputs, as layers[{i - 1}] gives, got {layer!r}"
+                )
+            shape = layer.output_shape(shape) if shape else None
+        dtypes = sorted({array.dtype.name for array in self.parameters.values()})
+        if len(dtypes) > 1:
+            raise ValueError(f"layers: expected one dtype, got {' and '.join(dtypes)}")
 
     def children(self) -> Mapping[str, Layer]:
         """Return the layers by number."""
         return {str(i): layer for i, layer in enumerate(self.layers)}
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, i: int) -> Layer:
+        return self.layers[i]
 
     # As a layer.
 
@@ -282,6 +309,7 @@ class Sequential(Model):
             reads_ids=isinstance(first, Embedding),
             dtype=self.dtype,
         )
+        samples.fit_to(self.input_shape())
         if isinstance(first, Embedding) and first.mask_zero and samples.lengths is None:
             # Known once and for all, so that batches need not hold more than their longest.
             samples.lengths = first.output_lengths(samples.padded(), None)
@@ -326,30 +354,32 @@ class Sequential(Model):
         """
         samples = self._samples(x, None, lengths)
         batch_size = functional.integer("batch_size", batch_size, 1)
-        result: Any = None
-        order = samples.in_order(batch_size)
-        if not order:  # no samples: one empty batch shows the shape
-            order = [np.arange(0)]
+        # Without samples one empty batch shows the shape.
+        order = samples.in_order(batch_size) or [np.arange(0)]
+        outputs: list[FloatArray] = []
+        lengths_of = np.zeros(len(samples), np.int64)
+        T, has_lengths, keeps_steps = 0, False, True
         for rows, batch in zip(order, self._in_evaluation(samples, order), strict=True):
             output, _ = self.apply(batch.x, None, batch.lengths)
             if output.ndim == 3:
+                output_lengths = self.output_lengths(batch.x, batch.lengths)
+                has_lengths = output_lengths is not None
+                lengths_of[rows] = len(output) if output_lengths is None else output_lengths
+                keeps_steps = keeps_steps and samples.has_steps and len(output) == len(batch.x)
+                T = max(T, len(output))
                 output = time_major(output)
-            if result is None:
-                result = np.zeros((len(samples), *output.shape[1:]), output.dtype)
-                if output.ndim == 3 and samples.has_steps:
-                    shape = (len(samples), samples.steps, output.shape[2])
-                    result = np.zeros(shape, output.dtype)
-            if output.ndim == 3:
+            outputs.append(output)
+        shape = outputs[0].shape[1:]
+        if len(shape) == 2:
+            shape = (samples.steps if keeps_steps else T, shape[1])
+        result = np.zeros((len(samples), *shape), outputs[0].dtype)
+        for rows, output in zip(order, outputs, strict=True):
+            if len(shape) == 2:
                 result[rows, : output.shape[1]] = output
             else:
                 result[rows] = output
-        if (
-            samples.is_ragged
-            and result.ndim == 3
-            and self.output_lengths(_NOTHING, samples.lengths) is not None
-        ):
-            assert samples.lengths is not None
-            return [row[:length] for row, length in zip(result, samples.lengths, strict=True)]
+        if samples.is_ragged and has_lengths:
+            return [row[:length] for row, length in zip(result, lengths_of, strict=True)]
         return result
 
     def generate(
@@ -405,7 +435,14 @@ class Sequential(Model):
             work = layer.multiply_adds(shape) if shape else 0
             shape = layer.output_shape(shape) if shape else None
             count = sum(array.size for array in layer.parameters.values())
-            rows.append((repr(layer), ", ".join(map(str, shape or ("?",))), count, work))
+            rows.append(
+                (
+                    textwrap.shorten(repr(layer), 60),
+                    ", ".join(map(str, shape or ("?",))),
+                    count,
+                    work,
+                )
+            )
         width = max(24, *(len(row[0]) + 1 for row in rows))
         print(f"{'layer':<{width}} {'output':<10} {'parameters':>10} {'multiply-adds':>14}")
         print("-" * (width + 37))
@@ -414,55 +451,6 @@ class Sequential(Model):
         print("-" * (width + 37))
         total = sum(row[2] for row in rows)
         print(f"{total} parameters; multiply-adds are per row, and where there is T per step")
-
-    def save(self, path: str | os.PathLike[str], *, include_training: bool = True) -> None:
-        """Save the model, and what its training goes on from.
-
-        Parameters
-        ----------
-        path : path
-            Ends in ``.safetensors`` or ``.npz``. No pickle is in either.
-        include_training : bool, default True
-            Whether optimizer, loss, metrics, random state and progress are saved, too.
-
-        Raises
-        ------
-        TypeError
-            If a loss, metric or schedule is a function, which a file cannot hold.
-
-        Examples
-        --------
-        >>> import fastrnn, tempfile, pathlib
-        >>> model = fastrnn.Sequential([fastrnn.Dense(3, 2, seed=0)])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(pathlib.Path(folder, "model.safetensors"))
-        ...     again = fastrnn.Sequential.load(pathlib.Path(folder, "model.safetensors"))
-        >>> bool((again.parameters["0.weight"] == model.parameters["0.weight"]).all())
-        True
-        """
-        saving.save(self, path, functional.boolean("include_training", include_training))
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, custom: Mapping[str, type] | None = None
-    ) -> Self:
-        """Load a model that `save` wrote.
-
-        Parameters
-        ----------
-        path : path
-            The file.
-        custom : mapping of str to type, optional
-            Classes of your own that the model has, by name.
-
-        Returns
-        -------
-        Sequential
-            A new model, compiled if the saved one was. A fit continues as if it had never
-            stopped; callbacks of the same classes in the same order get their memory back, where
-            the file was saved in a fit.
-        """
-        return saving.load(cls, path, custom or {})
 
     def __repr__(self) -> str:
         return f"Sequential([{', '.join(map(repr, self.layers))}])"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastrnn import io, losses, metrics, optimizers
+from fastrnn import callbacks, functional, io, losses, metrics, optimizers
 from fastrnn.config import build, describe
-from fastrnn.containers import Container
+from fastrnn.containers import walk
 from fastrnn.layer import Layer
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = ["load", "save"]
 _FORMAT = "fastrnn model 1"
 _OPTIMIZER = "optimizer/"
 _CALLBACKS = "callbacks/"
+_TOTALS = "totals/"
 Kind = TypeVar("Kind", bound="Model")
 
 
@@ -36,8 +37,13 @@ def save(model: Model, path: str | os.PathLike[str], include_training: bool) -> 
         "mask_seeds": json.dumps(
             {name: layer._mask_seed for name, layer in _random(model).items()}
         ),
-        "training_mode": json.dumps(model.training),
+        "modes": json.dumps(
+            {name: [layer.training, layer.trainable] for name, layer in walk(model)}
+        ),
     }
+    wrong = [name for name in arrays if name.startswith((_OPTIMIZER, _CALLBACKS, _TOTALS))]
+    if wrong:
+        raise ValueError(f"parameters: expected other names, got {wrong[0]!r}")
     if include_training and model.optimizer is not None:
         metadata["training"] = json.dumps(_training(model, arrays))
     io.save_arrays(path, arrays, metadata)
@@ -48,11 +54,15 @@ def _training(model: Model, arrays: dict[str, Any]) -> dict[str, Any]:
     assert model.optimizer is not None
     numbers, more = _divide(model.optimizer.state_dict())
     arrays.update({_OPTIMIZER + name: array for name, array in more.items()})
-    callbacks = []
-    for i, callback in enumerate(model._callbacks):
-        state, more = _divide(callback.state_dict())
-        callbacks.append({"class": type(callback).__name__, "state": state})
-        arrays.update({f"{_CALLBACKS}{i}/{name}": array for name, array in more.items()})
+    if model._progress.batch:
+        arrays.update({_TOTALS + name: a for name, a in model._totals.state_dict().items()})
+    # Of the fit that runs, or, of a model that was loaded, those that wait for the next one.
+    running = [(callbacks.describe(each), each.state_dict()) for each in model._callbacks]
+    memories = []
+    for i, (description, memory) in enumerate(running or model._callback_states):
+        state, more = _divide(memory)
+        memories.append({"callback": description, "state": state})
+        arrays.update({f"{_CALLBACKS}{i}/{key}": array for key, array in more.items()})
     return {
         "optimizer": describe(model.optimizer, "optimizer"),
         "optimizer_state": numbers,
@@ -60,7 +70,7 @@ def _training(model: Model, arrays: dict[str, Any]) -> dict[str, Any]:
         "metrics": [_describe_metric(metric) for metric in model.metrics],
         "progress": list(model._progress),
         "seed": model._fit_seed,
-        "callbacks": callbacks,
+        "callbacks": memories,
     }
 
 
@@ -81,7 +91,7 @@ def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, typ
         return _load(cls, arrays, metadata, custom)
     except ValueError as error:  # of JSON, too
         raise ValueError(f"{path}: {error}") from error
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: expected what a model's save writes, got {error!r}") from error
 
 
@@ -91,14 +101,17 @@ def _load(
     model = build(json.loads(metadata["model"]), {**_classes(Layer), **custom})
     if not isinstance(model, cls):
         raise ValueError(f"expected a {cls.__name__}, got a {type(model).__name__}")
-    own = {name: arrays.pop(name) for name in list(arrays) if "/" not in name}
-    model.load_state_dict(own)
+    ours = (_OPTIMIZER, _CALLBACKS, _TOTALS)
+    model.load_state_dict({n: a for n, a in arrays.items() if not n.startswith(ours)})
     random = _random(model)
     for name, seed in json.loads(metadata["mask_seeds"]).items():
-        random[name]._mask_seed = seed
+        random[name]._mask_seed = functional.integer("mask_seeds", seed, 0, 2**64)
     if "training" in metadata:
         _restore(model, json.loads(metadata["training"]), arrays, custom)
-    model.train(json.loads(metadata["training_mode"]))
+    layers = dict(walk(model))
+    for name, (training, trainable) in json.loads(metadata["modes"]).items():
+        # Inner layers come after those that they are in.
+        layers[name].train(training).trainable = functional.boolean("trainable", trainable)
     return model
 
 
@@ -122,11 +135,19 @@ def _restore(
     if state["updates"]:
         model.optimizer.load_state_dict(state)
     epoch, batch, order = training["progress"]
-    model._progress = model._progress._replace(epoch=epoch, batch=batch, order=tuple(order))
-    model._fit_seed = training["seed"]
+    model._progress = model._progress._replace(
+        epoch=functional.integer("epoch", epoch, 0),
+        batch=functional.integer("batch", batch, 0),
+        order=tuple(functional.integer("order", number, 0) for number in order),
+    )
+    model._fit_seed = training["seed"] and functional.integer("seed", training["seed"], 0)
+    totals = _under(_TOTALS, arrays)
+    if totals:
+        model._totals = type(model._totals)(model.metrics)
+        model._totals.load_state_dict(totals)
     model._callback_states = [
-        (callback["class"], {**callback["state"], **_under(f"{_CALLBACKS}{i}/", arrays)})
-        for i, callback in enumerate(training["callbacks"])
+        (memory["callback"], {**memory["state"], **_under(f"{_CALLBACKS}{i}/", arrays)})
+        for i, memory in enumerate(training["callbacks"])
     ]
 
 
@@ -140,13 +161,9 @@ def _divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: value for name, value in state.items() if name not in arrays}, arrays
 
 
-def _random(model: Layer, prefix: str = "") -> dict[str, Layer]:
+def _random(model: Layer) -> dict[str, Layer]:
     """Return the layers that draw masks, by name."""
-    found = {prefix: model} if model._mask_seed is not None else {}
-    children = model.children() if isinstance(model, Container) else {}
-    for name, child in children.items():
-        found.update(_random(child, f"{prefix}.{name}" if prefix else name))
-    return found
+    return {name: layer for name, layer in walk(model) if layer._mask_seed is not None}
 
 
 def _classes(base: type[Any]) -> dict[str, type]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastrnn import functional, saving
+from fastrnn import functional
 from fastrnn.attention import Attention
 from fastrnn.batches import time_major
 from fastrnn.containers import Residual, run, run_back
@@ -21,7 +21,6 @@ from fastrnn.recurrent import Recurrent
 from fastrnn.trainer import Model, Pass
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
@@ -255,7 +254,7 @@ class Seq2Seq(Model):
         self,
         optimizer: str | optimizers.Optimizer = "adam",
         loss: str | Callable[..., Any] = "cross_entropy",
-        metrics: Iterable[str | Callable[..., Any]] = (),
+        metrics: Iterable[str | Callable[..., Any]] | None = None,
     ) -> Self:
         """Set what `fit` and `evaluate` use, see `Sequential.compile`.
 
@@ -274,6 +273,10 @@ class Seq2Seq(Model):
             The model.
         """
         return super().compile(optimizer, loss, metrics)
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        """Refuse: it takes two sequences, see `fit` and `translate`."""
+        raise NotImplementedError("Seq2Seq: it takes a source and a target; see fit and translate")
 
     # Training.
 
@@ -317,8 +320,9 @@ class Seq2Seq(Model):
 
     def _pass(self, batch: Batch, state: Any = None, *, keep: bool = True) -> Pass:
         assert batch.y is not None
-        assert batch.y_lengths is not None
         target, valid = time_major(batch.y), batch.y_lengths
+        if valid is None:
+            valid = np.full(batch.size, len(target))
         memory, initial, lengths, encoder_tape = self._encode(batch, keep)
         ids = np.concatenate((np.full_like(target[:1], self.start), target[:-1]))
         h, _, decoder_tape = run(self.decoder, ids, initial, valid, keep=keep)
@@ -432,11 +436,10 @@ class Seq2Seq(Model):
 
         Examples
         --------
-        >>> from fastrnn import Dense, Embedding, LSTM, Sequential
+        >>> from fastrnn import Embedding, LSTM, Sequential
         >>> model = Seq2Seq(
         ...     Sequential([Embedding(8, 4, mask_zero=True, seed=0), LSTM(4, 6, seed=1)]),
         ...     Sequential([Embedding(5, 4, seed=2), LSTM(4, 6, seed=3)]),
-        ...     Dense(6, 5, seed=4),
         ...     start=1,
         ...     end=2,
         ... )
@@ -533,38 +536,6 @@ class Seq2Seq(Model):
         shifted[done] = -np.inf
         shifted[done, self.end] = 0
         return shifted
-
-    def save(self, path: str | os.PathLike[str], *, include_training: bool = True) -> None:
-        """Save the model, and what its training goes on from, see `Sequential.save`.
-
-        Parameters
-        ----------
-        path : path
-            Ends in ``.safetensors`` or ``.npz``.
-        include_training : bool, default True
-            Whether optimizer, loss, metrics, random state and progress are saved, too.
-        """
-        saving.save(self, path, functional.boolean("include_training", include_training))
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, custom: Mapping[str, type] | None = None
-    ) -> Self:
-        """Load a model that `save` wrote, see `Sequential.load`.
-
-        Parameters
-        ----------
-        path : path
-            The file.
-        custom : mapping of str to type, optional
-            Classes of your own that the model has, by name.
-
-        Returns
-        -------
-        Seq2Seq
-            A new model, compiled if the saved one was.
-        """
-        return saving.load(cls, path, custom or {})
 
     def __repr__(self) -> str:
         attention = "" if self.attention is None else f", {self.attention!r}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import callbacks as _callbacks
-from fastrnn import functional, losses, metrics, optimizers
+from fastrnn import functional, losses, metrics, optimizers, saving
 from fastrnn.batches import Batch, Samples, time_major
-from fastrnn.containers import Container
+from fastrnn.containers import Container, in_mode, walk
 from fastrnn.layers import Activation, Dense, valid_steps
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
@@ -64,8 +67,8 @@ class Progress(NamedTuple):
     batch : int
         Batches of the next one that are.
     order : tuple of int
-        Of that epoch: seed, samples, batch size, shuffle, bucketing. It goes on where it stopped
-        only in the same order.
+        Of that epoch: seed, samples, batch size, shuffle, bucketing, and a fingerprint of the data.
+        It goes on where it stopped only in the same order.
     """
 
     epoch: int = 0
@@ -74,32 +77,50 @@ class Progress(NamedTuple):
 
 
 class _Totals:
-    """Loss and metrics of the batches so far."""
+    """Loss, metrics and norms of gradients of the batches so far."""
 
-    def __init__(self, model: Model) -> None:
-        self._metrics = model.metrics
-        self._partials: list[Any] = [0.0] * len(model.metrics)
-        self._loss = self._weight = 0.0
+    def __init__(self, metrics: Sequence[metrics.Metric]) -> None:
+        self._metrics = metrics
+        self._partials: list[Any] = [0.0] * len(metrics)
+        # Sums: of weighted losses, of weights, of norms; and the number of updates.
+        self._loss = self._weight = self._norm = self._updates = 0.0
+        self._any = False
 
-    def add(self, step: Pass, loss: float) -> None:
-        positions = step.prediction.shape[:-1]
-        weights = np.broadcast_to(
-            1.0 if step.sample_weight is None else step.sample_weight, positions
-        )
-        weight = float(weights.sum(where=True if step.mask is None else step.mask))
+    def add(self, step: Pass, loss: float, weight: float) -> None:
         # A batch of no weight has loss 0, not NaN.
         self._loss += weight * loss if weight else 0.0
+        self._any = True
         self._weight += weight
         for i, metric in enumerate(self._metrics):
             self._partials[i] = self._partials[i] + metric.partial(
                 step.prediction, step.target, mask=step.mask
             )
 
+    def add_update(self, norm: float) -> None:
+        self._norm += norm
+        self._updates += 1
+
     def logs(self) -> dict[str, float]:
-        logs = {"loss": self._loss / self._weight if self._weight else float("nan")}
+        empty = 0.0 if self._any else float("nan")
+        logs = {"loss": self._loss / self._weight if self._weight else empty}
         for metric, partial in zip(self._metrics, self._partials, strict=True):
-            logs[metric.name] = metric.result(partial)
+            logs[metric.name] = metric.result(partial) if np.ndim(partial) else float("nan")
         return logs
+
+    def mean_norm(self) -> float:
+        return self._norm / self._updates if self._updates else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = np.array([self._loss, self._weight, self._norm, self._updates])
+        partials = {f"partial{i}": np.asarray(p) for i, p in enumerate(self._partials)}
+        return {"sums": sums, **partials}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._loss, self._weight, self._norm, self._updates = np.asarray(
+            state_dict["sums"]
+        ).tolist()
+        self._partials = [state_dict[f"partial{i}"] for i in range(len(self._metrics))]
+        self._any = True
 
 
 class Model(Container):
@@ -126,10 +147,22 @@ class Model(Container):
         self.metrics: list[metrics.Metric] = []
         self.stop_training = False
         self._progress = Progress()
+        self._totals = _Totals([])  # of the epoch that progress is in
         self._fit_seed: int | None = None
         # Callbacks of the fit that runs, and states of those of one that a file was saved in.
         self._callbacks: Sequence[Callback] = ()
-        self._callback_states: list[tuple[str, dict[str, Any]]] = []
+        self._callback_states: list[tuple[Any, dict[str, Any]]] = []
+        # Modes are set for a batch or a call: one thread at a time.
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_lock"]  # made anew
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     # What a kind of model has to give.
 
@@ -162,7 +195,7 @@ class Model(Container):
         self,
         optimizer: str | optimizers.Optimizer = "adam",
         loss: str | Callable[..., Any] = "mse",
-        metrics: Iterable[str | Callable[..., Any]] = (),
+        metrics: Iterable[str | Callable[..., Any]] | None = None,
     ) -> Self:
         """Set what `fit` and `evaluate` use.
 
@@ -187,24 +220,30 @@ class Model(Container):
         self._check_logits(new_loss)
         self.optimizer = optimizers.get(optimizer)
         self.loss = new_loss
-        self.metrics = [_metric(metric) for metric in metrics]
+        self.metrics = [_metric(metric) for metric in metrics or ()]
         names = ["loss", *(metric.name for metric in self.metrics)]
         if len(set(names)) < len(names):
             raise ValueError(f"metrics: expected different names, got {', '.join(names[1:])}")
+        self._progress = self._progress._replace(batch=0)
         return self
 
     def _check_logits(self, loss: Any) -> None:
         last = self._output_layer()
         function = getattr(last, "function", getattr(last, "activation", "linear"))
         squashing = {
-            losses.CrossEntropy: ("softmax", "log_softmax", "sigmoid"),
-            losses.BinaryCrossEntropy: ("softmax", "log_softmax", "sigmoid"),
+            losses.CrossEntropy: ("softmax", ("softmax", "log_softmax", "sigmoid")),
+            losses.BinaryCrossEntropy: ("sigmoid", ("softmax", "log_softmax", "sigmoid")),
         }
-        if isinstance(last, (Activation, Dense)) and function in squashing.get(type(loss), ()):
-            raise ValueError(
-                f"loss: expected a model that ends in logits for {type(loss).__name__}, which"
-                f" applies the {function} itself, got one that ends in {function}"
-            )
+        for kind, (own, refused) in squashing.items():
+            if (
+                isinstance(loss, kind)
+                and isinstance(last, (Activation, Dense))
+                and function in refused
+            ):
+                raise ValueError(
+                    f"loss: expected a model that ends in logits for {type(loss).__name__}, which"
+                    f" applies the {own} itself, got one that ends in {function}"
+                )
 
     def fit(
         self,
@@ -241,7 +280,7 @@ class Model(Container):
         validation_split : float, default 0
             Part of the data, from the end, to validate with.
         validation_data : (x, y) or (x, y, lengths), optional
-            What to validate with after every epoch.
+            What to validate with after every epoch, without weights.
         lengths : integers (n,), optional
             Valid steps of each row of an array `x`. A list has its own.
         sample_weight : numbers (n,) or (n, T), optional
@@ -258,7 +297,7 @@ class Model(Container):
             Truncates backpropagation to windows of so many steps, each with an update of its own.
             States are carried from one to the next. The model needs an output at every step.
         seed : int, optional
-            Of the order. By default fresh entropy, once for a model.
+            Of the order. By default that of the fit before, and of the first fit fresh entropy.
         verbose : {0, 1}, default 1
             1 shows a progress bar (with tqdm installed) or a line per epoch, on stderr.
 
@@ -269,18 +308,24 @@ class Model(Container):
             ``val_`` before, ``gradient_norm`` (mean over the updates, before clipping),
             ``learning_rate``, ``sequences_per_second``.
 
+        Raises
+        ------
+        ValueError, TypeError
+            If an argument does not fit; data are looked at batch by batch.
+        RuntimeError
+            If the model is not compiled.
+
         Notes
         -----
-        The order is a function of `seed` and of the number of the epoch, and all that is random in
-        layers one of their own seeds and calls. So ``fit(epochs=2)`` twice, with `save` and `load`
-        between them or not, is ``fit(epochs=4)`` bit for bit on the same machine with the same
-        number of threads. An interrupted fit goes on where it stopped, within its epoch, if the
-        next has the same data, `batch_size`, `seed`, `shuffle` and `bucketing`.
+        Layers whose ``trainable`` is False stay as they are. The order is a function of `seed` and
+        of the number of the epoch, and all that is random in layers one of their own seeds and
+        calls. So ``fit(epochs=2)`` twice, with `save` and `load` between them or not, is
+        ``fit(epochs=4)`` bit for bit on the same machine with the same number of threads. An
+        interrupted fit goes on where it stopped, within its epoch, if the next has the same data,
+        `batch_size`, `seed`, `shuffle` and `bucketing`, and `compile` was not called in between. A
+        batch whose weights are all 0 changes nothing.
         """
-        self._check_compiled()
-        samples = self._samples(x, y, lengths, sample_weight)
-        if len(samples) == 0:
-            raise ValueError("x: expected at least 1 sample, got 0")
+        samples = self._labelled(x, y, lengths, sample_weight, least=1)
         epochs = functional.integer("epochs", epochs, 1)
         batch_size = functional.integer("batch_size", batch_size, 1)
         shuffle = functional.boolean("shuffle", shuffle)
@@ -289,56 +334,62 @@ class Model(Container):
         samples, validation = self._validation(samples, validation_split, validation_data)
         seed = self._seed(seed)
 
-        order = (seed, len(samples), batch_size, int(shuffle), int(bucketing))
-        start = self._progress
-        if start.order != order:
-            start = Progress(start.epoch, 0, order)
-        last = start.epoch + epochs
+        verbose = functional.integer(
+            "verbose", int(verbose) if verbose is True else verbose or 0, 0, 2
+        )
+        flags = (len(samples), batch_size, int(shuffle), int(bucketing))
+        order = (seed, *flags, samples.fingerprint())
+        if self._progress.order != order:
+            self._progress = Progress(self._progress.epoch, 0, order)
+            self._callback_states = []  # of other data
+        first, last = self._progress.epoch, self._progress.epoch + epochs
         history = _callbacks.History()
         everyone = self._everyone(callbacks, history, verbose)
-        batches = -(-len(samples) // batch_size)
-        plan = _callbacks.Plan(last, batches, start.epoch)
+        plan = _callbacks.Plan(last, -(-len(samples) // batch_size), first)
 
-        training = self.training
         self.stop_training = False
         try:
-            for callback in everyone:
-                callback.on_fit_begin(self, plan)
-            while start.epoch < last and not self.stop_training:
-                self._progress = start
-                generator = np.random.default_rng([seed, start.epoch]) if shuffle else None
-                rows = samples.shuffled(batch_size, generator, bucketing)
-                logs = self._epoch(samples, rows, tbptt, class_weight, everyone)
-                start = Progress(start.epoch + 1, 0, order)
-                self._progress = start
-                if validation is not None:
-                    for name, value in self._evaluate(validation, batch_size).items():
-                        logs[f"val_{name}"] = value
+            with in_mode(self, training=True):
                 for callback in everyone:
-                    callback.on_epoch_end(self, start.epoch - 1, logs)
+                    callback.on_fit_begin(self, plan)
+                while self._progress.epoch < last and not self.stop_training:
+                    epoch = self._progress.epoch
+                    generator = np.random.default_rng([seed, epoch]) if shuffle else None
+                    rows = samples.shuffled(batch_size, generator, bucketing)
+                    logs = self._epoch(samples, rows, tbptt, class_weight, everyone)
+                    if validation is not None:
+                        for name, value in self._evaluate(validation, batch_size).items():
+                            logs[f"val_{name}"] = value
+                    for callback in everyone:
+                        callback.on_epoch_end(self, epoch, logs)
+                for callback in everyone:
+                    callback.on_fit_end(self, history)
+        except BaseException:
             for callback in everyone:
-                callback.on_fit_end(self, history)
+                callback.on_fit_abort(self)
+            raise
         finally:
             self._callbacks = ()
-            self.train(training)
         return history
 
     def _everyone(
         self, callbacks: Iterable[Callback], history: History, verbose: int
     ) -> list[Callback]:
         """Return all callbacks in the order in which they are called."""
+        if isinstance(callbacks, _callbacks.Callback):
+            raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
         given = list(callbacks)
         for callback in given:
             if not isinstance(callback, _callbacks.Callback):
                 raise TypeError(f"callbacks: expected Callback objects, got {callback!r}")
         # A checkpoint holds the memory of the others, and so comes last.
         given.sort(key=lambda callback: isinstance(callback, _callbacks.ModelCheckpoint))
-        for callback, (name, state) in zip(given, self._callback_states, strict=False):
-            if type(callback).__name__ == name:
+        for callback, (description, state) in zip(given, self._callback_states, strict=False):
+            if _callbacks.describe(callback) == description:
                 callback.load_state_dict(state)
         self._callback_states = []
         self._callbacks = given
-        bar = [_callbacks.ProgressBar()] if functional.integer("verbose", verbose, 0, 3) else []
+        bar = [_callbacks.ProgressBar()] if verbose else []
         return [*bar, history, *given]
 
     def _epoch(
@@ -350,43 +401,49 @@ class Model(Container):
         everyone: Sequence[Callback],
     ) -> dict[str, float]:
         """Train for what is left of an epoch, and return its logs."""
+        assert self.optimizer is not None
+        epoch, start, _ = self._progress
+        if start == 0:
+            self._totals = _Totals(self.metrics)
         for callback in everyone:
-            callback.on_epoch_begin(self, self._progress.epoch)
-        self.train()
-        totals = _Totals(self)
-        norms: list[float] = []
+            callback.on_epoch_begin(self, epoch)
         sequences, began = 0, time.perf_counter()
-        for number in range(self._progress.batch, len(batches)):
+        for number in range(start, len(batches)):
             batch = samples.batch(batches[number])
-            norms += self._update(batch, tbptt, class_weight, totals)
+            norm = self._update(batch, tbptt, class_weight, self._totals)
             sequences += batch.size
             self._progress = self._progress._replace(batch=number + 1)
-            logs = {**totals.logs(), "gradient_norm": norms[-1] if norms else 0.0}
+            logs = {**self._totals.logs(), "gradient_norm": norm}
             logs["sequences_per_second"] = sequences / (time.perf_counter() - began)
             for callback in everyone:
                 callback.on_batch_end(self, number, logs)
             if self.stop_training:
                 break
-        logs = {**totals.logs(), "gradient_norm": float(np.mean(norms)) if norms else 0.0}
-        assert self.optimizer is not None
+        logs = {**self._totals.logs(), "gradient_norm": self._totals.mean_norm()}
         logs["learning_rate"] = self.optimizer.rate
         logs["sequences_per_second"] = sequences / max(time.perf_counter() - began, 1e-9)
+        if self._progress.batch == len(batches):
+            self._progress = self._progress._replace(epoch=epoch + 1, batch=0)
         return logs
 
-    def _update(
-        self, batch: Batch, tbptt: int | None, class_weight: Any, totals: _Totals
-    ) -> list[float]:
-        """Change the parameters by a batch, and return the norms of the gradients."""
+    def _update(self, batch: Batch, tbptt: int | None, class_weight: Any, totals: _Totals) -> float:
+        """Change the parameters by a batch, and return the norm of the last gradients."""
         assert self.optimizer is not None
-        norms = []
-        for window, state in _windows(batch, tbptt):
-            step = self._pass(window, state.pop())
-            loss, gradient = self._loss(step, class_weight)
-            totals.add(step, loss)
-            gradients = self._gradients(step.tape, gradient)
-            norms.append(self.optimizer.update(self.parameters, gradients))
-            state.append(step.state)
-        return norms
+        norm = 0.0
+        with self._lock:
+            for window, state in _windows(batch, tbptt):
+                with _undone_if_unfinished(self):
+                    step = self._pass(window, state.pop())
+                    loss, gradient = self._loss(step, class_weight)
+                    weight = self._weight(step, class_weight)
+                    gradients = self._gradients(step.tape, gradient)
+                    if weight:
+                        norm = self.optimizer.update(self._trained(), gradients)
+                totals.add(step, loss, weight)
+                state.append(step.state)
+                if weight:
+                    totals.add_update(norm)
+        return norm
 
     def train_on_batch(
         self,
@@ -409,19 +466,12 @@ class Model(Container):
         dict of str to float
             ``loss``, metrics and ``gradient_norm``.
         """
-        self._check_compiled()
-        samples = self._samples(x, y, lengths, sample_weight)
-        if len(samples) == 0:
-            raise ValueError("x: expected at least 1 sample, got 0")
-        training = self.training
-        totals = _Totals(self)
-        try:
-            self.train()
+        samples = self._labelled(x, y, lengths, sample_weight, least=1)
+        totals = _Totals(self.metrics)
+        with in_mode(self, training=True):
             batch = samples.batch(np.arange(len(samples)))
-            norms = self._update(batch, None, class_weight, totals)
-        finally:
-            self.train(training)
-        return {**totals.logs(), "gradient_norm": norms[0]}
+            norm = self._update(batch, None, class_weight, totals)
+        return {**totals.logs(), "gradient_norm": norm}
 
     def evaluate(
         self,
@@ -446,35 +496,113 @@ class Model(Container):
         dict of str to float
             ``loss`` and metrics, over all samples.
         """
-        self._check_compiled()
-        samples = self._samples(x, y, lengths, sample_weight)
+        samples = self._labelled(x, y, lengths, sample_weight)
         return self._evaluate(samples, functional.integer("batch_size", batch_size, 1))
 
     def _evaluate(self, samples: Samples, batch_size: int) -> dict[str, float]:
-        totals = _Totals(self)
+        totals = _Totals(self.metrics)
         for batch in self._in_evaluation(samples, samples.in_order(batch_size)):
             step = self._pass(batch, keep=False)
-            totals.add(step, self._loss(step, None)[0])
+            totals.add(step, self._loss(step, None)[0], self._weight(step, None))
         return totals.logs()
 
     def _in_evaluation(self, samples: Samples, batches: list[NDArray[np.intp]]) -> Iterator[Batch]:
-        training = self.training
-        try:
-            self.eval()
+        with self._lock, in_mode(self, training=False):
             for rows in batches:
                 yield samples.batch(rows)
-        finally:
-            self.train(training)
+
+    # Files.
+
+    def save(self, path: str | os.PathLike[str], *, include_training: bool = True) -> None:
+        """Save the model, and what its training goes on from.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors`` or ``.npz``. No pickle is in either.
+        include_training : bool, default True
+            Whether optimizer, loss, metrics, random state and progress are saved, too.
+
+        Raises
+        ------
+        TypeError
+            If a loss, metric or schedule is a function, which a file cannot hold.
+
+        Examples
+        --------
+        >>> import fastrnn, tempfile, pathlib
+        >>> model = fastrnn.Sequential([fastrnn.Dense(3, 2, seed=0)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(pathlib.Path(folder, "model.safetensors"))
+        ...     again = fastrnn.Sequential.load(pathlib.Path(folder, "model.safetensors"))
+        >>> bool((again.parameters["0.weight"] == model.parameters["0.weight"]).all())
+        True
+        """
+        saving.save(self, path, functional.boolean("include_training", include_training))
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, custom: Mapping[str, type] | None = None
+    ) -> Self:
+        """Load a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        custom : mapping of str to type, optional
+            Classes of your own that the model has, by name.
+
+        Returns
+        -------
+        Model
+            A new model, compiled if the saved one was. A fit continues as if it had never
+            stopped; callbacks of the same classes in the same order get their memory back, where
+            the file was saved in a fit.
+        """
+        return saving.load(cls, path, custom or {})
 
     # Parts of both.
 
     def _loss(self, step: Pass, class_weight: Any) -> tuple[float, FloatArray]:
         assert self.loss is not None
-        given: dict[str, Any] = {"mask": step.mask, "sample_weight": step.sample_weight}
+        options: dict[str, Any] = {"mask": step.mask, "sample_weight": step.sample_weight}
         if class_weight is not None:
-            given["class_weight"] = _class_weights(class_weight, step.prediction.shape[-1])
-        value, gradient = self.loss(step.prediction, step.target, **given)
+            options["class_weight"] = _class_weights(class_weight, step.prediction.shape[-1])
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            value, gradient = self.loss(step.prediction, step.target, **given)
+        except (TypeError, ValueError) as error:
+            if not str(error).startswith("target:"):
+                raise
+            raise type(error)(f"y{str(error).removeprefix('target')}") from error
         return value, gradient
+
+    def _weight(self, step: Pass, class_weight: Any) -> float:
+        """Return the weight of a pass: what its loss is the mean over."""
+        positions = step.prediction.shape[:-1]
+        weights = np.ones(positions)
+        if step.sample_weight is not None:
+            weights *= step.sample_weight
+        # Of classes, and not of probabilities.
+        by_class = isinstance(self.loss, losses.CrossEntropy) and step.target.ndim == len(positions)
+        if class_weight is not None and by_class:
+            # What is masked may be no class.
+            classes = step.target if step.mask is None else np.where(step.mask, step.target, 0)
+            weights *= np.asarray(_class_weights(class_weight, step.prediction.shape[-1]))[classes]
+        return float(weights.sum(where=True if step.mask is None else step.mask))
+
+    def _labelled(
+        self, x: Any, y: Any, lengths: Any = None, sample_weight: Any = None, *, least: int = 0
+    ) -> Samples:
+        """Read data with targets, for a model that is compiled."""
+        self._check_compiled()
+        if y is None:
+            raise TypeError("y: expected targets, got None")
+        samples = self._samples(x, y, lengths, sample_weight)
+        if len(samples) < least:
+            raise ValueError(f"x: expected at least {least} sample, got {len(samples)}")
+        return samples
 
     def _check_compiled(self) -> None:
         if self.optimizer is None:
@@ -506,17 +634,30 @@ class Model(Container):
                 f"validation_data: expected (x, y) or (x, y, lengths), got {type(data).__name__}"
                 f"{f' of {len(data)}' if isinstance(data, (tuple, list)) else ''}"
             )
-        validation = self._samples(*data)
-        if len(validation) == 0:
-            raise ValueError("validation_data: expected at least 1 sample, got 0")
-        return samples, validation
+        return samples, self._labelled(*data, least=1)
 
     def _seed(self, seed: int | None) -> int:
         if seed is not None:
-            return functional.integer("seed", seed, 0)
-        if self._fit_seed is None:
+            self._fit_seed = functional.integer("seed", seed, 0)
+        elif self._fit_seed is None:
             self._fit_seed = int(np.random.default_rng().integers(2**62))
         return self._fit_seed
+
+
+@contextlib.contextmanager
+def _undone_if_unfinished(model: Model) -> Iterator[None]:
+    """Put back masks and running means where a batch ends by an exception: it will come again."""
+    seeds = [(layer, layer._mask_seed) for _, layer in walk(model)]
+    buffers = {name: array.copy() for name, array in model.buffers.items()}
+    try:
+        yield
+    except BaseException:
+        for layer, seed in seeds:
+            if layer._mask_seed != seed:
+                layer._mask_seed = seed
+        for name, array in model.buffers.items():
+            array[...] = buffers[name]
+        raise
 
 
 def _metric(given: str | Callable[..., Any]) -> metrics.Metric:
@@ -560,7 +701,12 @@ def _windows(batch: Batch, k: int | None) -> Iterator[tuple[Batch, list[Any]]]:
                 x=batch.x[steps],
                 lengths=lengths,
                 y=y if y is None or y.ndim < 2 else y[:, steps],
-                y_lengths=None,
+                y_lengths=(
+                    None
+                    if batch.y_lengths is None
+                    else np.clip(batch.y_lengths - start, 0, steps.stop - start)
+                ),
+                steps=steps.stop - start,
                 sample_weight=weight if weight is None or weight.ndim < 2 else weight[:, steps],
             ),
             state,
@@ -593,18 +739,25 @@ def align(
     mask = None
     if prediction.ndim == 3:
         T = len(prediction)
-        if y.ndim < 2 or y.shape[1] < T:
+        # Batches are as long as their longest sequence, the targets of an array are not.
+        given = batch.steps if lengths is not None and len(batch.x) == T else T
+        if y.ndim < 2 or (y.shape[1] != given and batch.y_lengths is None):
             raise ValueError(
-                f"y: expected {T} steps, (n, {T}) or (n, {T}, k), as the model has an output at"
-                f" every step, got (n, {', '.join(map(str, y.shape[1:]))})"
+                f"y: expected {given} steps, (n, {given}) or (n, {given}, k), as the model has an"
+                f" output at every step, got (n, {', '.join(map(str, y.shape[1:]))})"
             )
         if batch.y_lengths is not None and np.any(
             batch.y_lengths != (T if lengths is None else lengths)
         ):
             raise ValueError("y: expected sequences as long as those of x, got other lengths")
-        # Batches are as long as their longest sequence, the targets of an array are not.
-        y = time_major(y)[:T] if lengths is not None else time_major(y)
-        weight = weight if weight is None or weight.ndim < 2 else time_major(weight)[:T]
+        y = time_major(y)[:T]
+        if weight is not None and weight.ndim > 1:
+            if weight.shape[1] != given:
+                raise ValueError(
+                    f"sample_weight: expected numbers (n,) or (n, {given}), got"
+                    f" (n, {', '.join(map(str, weight.shape[1:]))})"
+                )
+            weight = time_major(weight)[:T]
         mask = None if lengths is None else valid_steps(T, lengths)
     elif batch.y_lengths is not None:
         raise ValueError(

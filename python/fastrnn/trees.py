@@ -800,6 +800,7 @@ class _TreeLayer(Layer):
     """What `TreeLSTM` and `RecursiveNetwork` share."""
 
     _DEFAULTS: ClassVar[dict[str, object]]
+    stackable = False
     # Whether inner nodes may have inputs.
     _inner_inputs: ClassVar[bool]
 
@@ -1027,10 +1028,11 @@ class _TreeLayer(Layer):
             np.zeros((trees.nodes + 1, self.hidden_size), self.dtype)
             for _ in range(self._method.parts)
         )
-        records = [
-            self._method.forward(weights, level, rows[level.rows], states)
-            for level in trees._levels
-        ]
+        records = []
+        for level in trees._levels:
+            record = self._method.forward(weights, level, rows[level.rows], states)
+            if weights is not None:  # or nothing will go back
+                records.append(record)
         return tuple(state[trees._row] for state in states), records
 
     def __repr__(self) -> str:
