@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -23,6 +24,7 @@
 #include "regularise.h"
 #include "rnn.h"
 #include "roof.h"
+#include "update.h"
 
 namespace py = pybind11;
 
@@ -1412,6 +1414,102 @@ py::tuple affine_backward_of(py::handle x, py::handle weight, py::handle grad, b
   return run_affine_backward<float>(as_array("x", x), w, as_array("grad", grad), input, bias);
 }
 
+// ---- optimizers -----------------------------------------------------------------------------------
+
+// The n elements of an array that is contiguous.
+template <class T>
+T* elements(const char* name, const py::array& array, py::ssize_t n, bool changed = true) {
+  const bool fits = has_dtype<T>(array) && array.size() == n && (array.flags() & py::array::c_style) &&
+                    (!changed || array.writeable());
+  if (!fits) {
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(n) + " contiguous" +
+                          (changed ? ", writable " : " ") + dtype_name<T>() + ", got " + describe(array));
+  }
+  return static_cast<T*>(const_cast<void*>(array.data()));
+}
+
+struct AppliedGradient {
+  double factor, clip, l1, l2;
+};
+
+template <class T>
+struct UpdateCall {
+  Update<T> update;
+  T* slots[3] = {};
+
+  UpdateCall(const py::array& parameter, const py::array& gradient,
+             const std::vector<std::optional<py::array>>& given, const AppliedGradient& applied, double rate)
+      : update{parameter.size(),
+               elements<T>("parameter", parameter, parameter.size()),
+               elements<T>("gradient", gradient, parameter.size(), false),
+               applied.factor,
+               applied.clip,
+               applied.l1,
+               applied.l2,
+               rate} {
+    if (given.size() > 3) throw py::value_error("slots: expected at most 3");
+    for (std::size_t i = 0; i < given.size(); ++i) {
+      if (given[i]) slots[i] = elements<T>("slots", *given[i], parameter.size());
+    }
+  }
+};
+
+using Slots = std::vector<std::optional<py::array>>;
+using Applied = std::tuple<double, double, double, double>;
+
+// call(UpdateCall) without the interpreter lock.
+template <class Call>
+void update_elements(const py::array& parameter, const py::array& gradient, const Slots& slots,
+                     const Applied& applied, double rate, const Call& call) {
+  const auto [factor, clip, l1, l2] = applied;
+  const AppliedGradient rule{factor, clip, l1, l2};
+  if (has_dtype<double>(parameter)) {
+    const UpdateCall<double> update(parameter, gradient, slots, rule, rate);
+    const py::gil_scoped_release release;
+    call(update);
+  } else {
+    const UpdateCall<float> update(parameter, gradient, slots, rule, rate);
+    const py::gil_scoped_release release;
+    call(update);
+  }
+}
+
+void sgd_of(const py::array& parameter, const py::array& gradient, const Slots& slots, const Applied& applied,
+            double rate, double momentum, bool nesterov) {
+  update_elements(parameter, gradient, slots, applied, rate,
+                  [&](const auto& u) { sgd(u.update, u.slots[0], momentum, nesterov); });
+}
+
+void rmsprop_of(const py::array& parameter, const py::array& gradient, const Slots& slots,
+                const Applied& applied, double rate, double alpha, double eps, double momentum) {
+  update_elements(parameter, gradient, slots, applied, rate, [&](const auto& u) {
+    if (u.slots[0]) rmsprop(u.update, u.slots[0], u.slots[1], u.slots[2], alpha, eps, momentum);
+  });
+}
+
+void adam_of(const py::array& parameter, const py::array& gradient, const Slots& slots,
+             const Applied& applied, double rate, double keep, double beta1, double beta2, double eps,
+             std::int64_t updates) {
+  const auto steps = static_cast<double>(updates);
+  const double bias1 = 1 - std::pow(beta1, steps), bias2 = 1 - std::pow(beta2, steps);
+  update_elements(parameter, gradient, slots, applied, rate, [&](const auto& u) {
+    if (u.slots[0] && u.slots[1]) {
+      adam(u.update, u.slots[0], u.slots[1], u.slots[2], keep, beta1, beta2, eps, bias1, bias2);
+    }
+  });
+}
+
+double squares_of(const py::array& x) {
+  if (has_dtype<double>(x)) {
+    const double* const data = elements<double>("x", x, x.size(), false);
+    const py::gil_scoped_release release;
+    return sum_of_squares(x.size(), data);
+  }
+  const float* const data = elements<float>("x", x, x.size(), false);
+  const py::gil_scoped_release release;
+  return sum_of_squares(x.size(), data);
+}
+
 double measured_fma_peak(const std::string& dtype, int threads, double seconds) {
   require(threads >= 1, "threads", "a positive integer", threads);
   py::gil_scoped_release unlocked;
@@ -1495,6 +1593,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("activation", &activation, "name"_a, "x"_a);
   m.def("affine", &affine_of, "x"_a, "weight"_a, "bias"_a);
   m.def("affine_backward", &affine_backward_of, "x"_a, "weight"_a, "grad"_a, "input"_a, "bias"_a);
+  m.def("sgd", &sgd_of);
+  m.def("rmsprop", &rmsprop_of);
+  m.def("adam", &adam_of);
+  m.def("sum_of_squares", &squares_of);
   m.def("borrow_threads_of", &borrow_threads_of);
   m.def("read_tensors_of", &read_tensors_of, "tensor"_a, "parameter"_a);
   m.def("common_bits", &common_bits);

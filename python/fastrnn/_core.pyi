@@ -36,6 +36,45 @@ def affine_backward(
     NDArray[np.floating[Any]],
     NDArray[np.floating[Any]] | None,
 ]: ...
+
+_Array = NDArray[np.floating[Any]]
+_Applied = tuple[float, float, float, float]  # factor, clip, l1, l2
+
+def sgd(
+    parameter: _Array,
+    gradient: _Array,
+    slots: Sequence[_Array | None],
+    applied: _Applied,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    /,
+) -> None: ...
+def rmsprop(
+    parameter: _Array,
+    gradient: _Array,
+    slots: Sequence[_Array | None],
+    applied: _Applied,
+    rate: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    /,
+) -> None: ...
+def adam(
+    parameter: _Array,
+    gradient: _Array,
+    slots: Sequence[_Array | None],
+    applied: _Applied,
+    rate: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    updates: int,
+    /,
+) -> None: ...
+def sum_of_squares(x: _Array, /) -> float: ...
 def borrow_threads_of(*addresses: int) -> None: ...
 def read_tensors_of(tensor: type, parameter: type) -> bool: ...
 def common_bits(*tensors: Any) -> int: ...

@@ -21,6 +21,7 @@ from fastrnn._core import (
     Tape,
     __version__,
     activation,
+    adam,
     affine,
     affine_backward,
     borrow_threads_of,
@@ -29,6 +30,9 @@ from fastrnn._core import (
     fma_peak,
     read_bandwidth,
     read_tensors_of,
+    rmsprop,
+    sgd,
+    sum_of_squares,
 )
 from fastrnn._core import get_num_threads as _get_num_threads
 from fastrnn._core import mask as _mask
@@ -57,6 +61,7 @@ __all__ = [
     "Tape",
     "__version__",
     "activation",
+    "adam",
     "affine",
     "affine_backward",
     "backward",
@@ -70,8 +75,11 @@ __all__ = [
     "mask",
     "read_bandwidth",
     "read_tensors_of",
+    "rmsprop",
     "set_num_threads",
+    "sgd",
     "show_config",
+    "sum_of_squares",
     "view",
     "view_state",
 ]

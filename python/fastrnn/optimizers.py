@@ -14,9 +14,8 @@ import numpy as np
 from fastrnn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from fastrnn.functional import FloatArray
@@ -36,13 +35,6 @@ __all__ = [
     "WarmUp",
     "get",
 ]
-
-# Elements that are worked on at a time: few enough for what an update touches of them to stay near,
-# and many enough for NumPy's calls to cost little.
-_PIECE = 32768
-# Of a norm: BLAS sums more than 10000 elements by several threads, whose number it must not depend
-# on.
-_NORM_PIECE = 8192
 
 
 def _positive(name: str, value: Any) -> float:
@@ -274,18 +266,6 @@ class OneCycle(Schedule):
         return _cosine(self.peak, initial / self.final_divisor, (step - top) / (last - top))
 
 
-def _pieces(arrays: Sequence[FloatArray], size: int) -> Iterator[Sequence[FloatArray]]:
-    """Cut arrays of one shape into corresponding views (<= size,)."""
-    if all(array.flags.c_contiguous for array in arrays):
-        arrays = [array.reshape(-1) for array in arrays]
-    if arrays[0].ndim > 1:  # whose reshape would be a copy
-        for parts in zip(*arrays, strict=True):
-            yield from _pieces(parts, size)
-        return
-    for start in range(0, arrays[0].size, size):
-        yield [array[start : start + size] for array in arrays]
-
-
 def _shrink(norm: float, limit: float | None) -> float:
     """Return the factor that brings `norm` under `limit`."""
     if limit is None or not math.isfinite(norm):
@@ -363,7 +343,6 @@ class Optimizer:
         self._slot_names: tuple[str, ...] = ()
         # What is remembered of each parameter: an array for each of the slot names.
         self._slots: dict[str, tuple[FloatArray, ...]] = {}
-        self._make_scratch()
         _ = self.rate  # which checks the learning rate
 
     @property
@@ -412,19 +391,18 @@ class Optimizer:
                 name: tuple(np.zeros(parameter.shape, parameter.dtype) for _ in self._slot_names)
                 for name, (parameter, _) in pairs.items()
             }
-        with np.errstate(all="ignore"):
-            norms = {name: self._norm(gradient) for name, (_, gradient) in pairs.items()}
-            norm = math.hypot(*norms.values())
-            shared = _shrink(norm, self.global_clipnorm)
-            for name, pair in pairs.items():
-                factor = shared * _shrink(shared * norms[name], self.clipnorm)
-                for parameter, gradient, *slots in _pieces(
-                    [*pair, *self._slots.get(name, ())], _PIECE
-                ):
-                    # Rows of scratch: of the gradient that is applied, and of `_apply`.
-                    own, spare = self._scratch[parameter.dtype][:, : parameter.size]
-                    gradient = self._regularise(parameter, gradient, factor, own, spare)
-                    self._apply(parameter, gradient, slots, spare, rate)
+        contiguous = {name: np.ascontiguousarray(g) for name, (_, g) in pairs.items()}
+        norms = {name: math.sqrt(functional.sum_of_squares(g)) for name, g in contiguous.items()}
+        norm = math.hypot(*norms.values())
+        shared = _shrink(norm, self.global_clipnorm)
+        clip = math.inf if self.clip_value is None else self.clip_value
+        for name, (parameter, _) in pairs.items():
+            factor = shared * _shrink(shared * norms[name], self.clipnorm)
+            own = np.ascontiguousarray(parameter)
+            slots = self._slots.get(name, ())
+            self._apply(own, contiguous[name], slots, (factor, clip, self.l1, self.l2), rate)
+            if own is not parameter:  # a view that the kernels do not take
+                parameter[...] = own
         self.updates += 1
         return norm
 
@@ -512,20 +490,6 @@ class Optimizer:
         )
         return f"{type(self).__name__}({options})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_scratch"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._make_scratch()
-
-    def _make_scratch(self) -> None:
-        self._scratch: dict[np.dtype[Any], NDArray[Any]] = {
-            np.dtype(kind): np.empty((2, _PIECE), kind) for kind in (np.float32, np.float64)
-        }
-
     def _check(
         self, parameters: Mapping[str, FloatArray], gradients: Mapping[str, FloatArray]
     ) -> dict[str, tuple[FloatArray, FloatArray]]:
@@ -567,52 +531,16 @@ class Optimizer:
             pairs[name] = (parameter, gradient)
         return pairs
 
-    def _norm(self, gradient: FloatArray) -> float:
-        total = 0.0
-        for (piece,) in _pieces([gradient], _NORM_PIECE):
-            wide = self._scratch[np.dtype(np.float64)][0, : piece.size]
-            wide[...] = piece
-            total += float(wide.dot(wide))
-        return math.sqrt(total)
-
-    def _regularise(
-        self,
-        parameter: FloatArray,
-        gradient: FloatArray,
-        factor: float,
-        own: FloatArray,
-        spare: FloatArray,
-    ) -> FloatArray:
-        """Return the clipped gradient with its penalties, in `own` unless it is unchanged."""
-        if factor != 1:
-            gradient = np.multiply(gradient, factor, out=own)
-        if self.clip_value is not None:
-            gradient = np.clip(gradient, -self.clip_value, self.clip_value, out=own)
-        if self.l1:
-            np.sign(parameter, out=spare)
-            spare *= self.l1
-            gradient = np.add(gradient, spare, out=own)
-        if self.l2:
-            np.multiply(parameter, self.l2, out=spare)
-            gradient = np.add(gradient, spare, out=own)
-        return gradient
-
     def _apply(
         self,
         parameter: FloatArray,
         gradient: FloatArray,
-        slots: Sequence[FloatArray],
-        spare: FloatArray,
+        slots: tuple[FloatArray, ...],
+        applied: tuple[float, float, float, float],
         rate: float,
     ) -> None:
-        """Change a piece of a parameter and its slots; `spare` is scratch, `gradient` is not."""
+        """Change a parameter and its slots by a gradient (factor, clip, l1, l2 act on it first)."""
         raise NotImplementedError
-
-
-def _average(average: FloatArray, value: FloatArray, keep: float, spare: FloatArray) -> None:
-    """Let a running average forget: keep·average + (1 - keep)·value; `value` may be `spare`."""
-    average *= keep
-    average += np.multiply(value, 1 - keep, out=spare)
 
 
 class SGD(Optimizer):
@@ -671,19 +599,11 @@ class SGD(Optimizer):
         self,
         parameter: FloatArray,
         gradient: FloatArray,
-        slots: Sequence[FloatArray],
-        spare: FloatArray,
+        slots: tuple[FloatArray, ...],
+        applied: tuple[float, float, float, float],
         rate: float,
     ) -> None:
-        for velocity in slots:  # or none
-            velocity *= self.momentum
-            velocity += gradient
-            if self.nesterov:
-                np.multiply(velocity, self.momentum, out=spare)
-                gradient = np.add(gradient, spare, out=spare)
-            else:
-                gradient = velocity
-        parameter -= np.multiply(gradient, rate, out=spare)
+        functional.sgd(parameter, gradient, slots, applied, rate, self.momentum, self.nesterov)
 
 
 class RMSprop(Optimizer):
@@ -744,31 +664,23 @@ class RMSprop(Optimizer):
         self,
         parameter: FloatArray,
         gradient: FloatArray,
-        slots: Sequence[FloatArray],
-        spare: FloatArray,
+        slots: tuple[FloatArray, ...],
+        applied: tuple[float, float, float, float],
         rate: float,
     ) -> None:
         square, *others = slots
-        _average(square, np.multiply(gradient, gradient, out=spare), self.alpha, spare)
-        if self.centered:
-            mean = others[0]
-            _average(mean, gradient, self.alpha, spare)
-            np.multiply(mean, mean, out=spare)
-            np.subtract(square, spare, out=spare)
-            np.maximum(spare, 0, out=spare)  # which rounding can leave below 0
-            np.sqrt(spare, out=spare)
-        else:
-            np.sqrt(square, out=spare)
-        spare += self.eps
-        np.divide(gradient, spare, out=spare)
-        if self.momentum:
-            velocity = others[-1]
-            velocity *= self.momentum
-            velocity += spare
-            np.multiply(velocity, rate, out=spare)
-        else:
-            spare *= rate
-        parameter -= spare
+        mean = others[0] if self.centered else None
+        velocity = others[-1] if self.momentum else None
+        functional.rmsprop(
+            parameter,
+            gradient,
+            (square, mean, velocity),
+            applied,
+            rate,
+            self.alpha,
+            self.eps,
+            self.momentum,
+        )
 
 
 class Adam(Optimizer):
@@ -822,26 +734,30 @@ class Adam(Optimizer):
         self.amsgrad = functional.boolean("amsgrad", amsgrad)
         self._slot_names = ("mean", "square", *(("largest_square",) if self.amsgrad else ()))
 
+    @property
+    def _decay(self) -> float:
+        return 0.0
+
     def _apply(
         self,
         parameter: FloatArray,
         gradient: FloatArray,
-        slots: Sequence[FloatArray],
-        spare: FloatArray,
+        slots: tuple[FloatArray, ...],
+        applied: tuple[float, float, float, float],
         rate: float,
     ) -> None:
-        mean, square, *largest = slots
-        bias1, bias2 = (1 - beta ** (self.updates + 1) for beta in self.betas)
-        _average(mean, gradient, self.betas[0], spare)
-        _average(square, np.multiply(gradient, gradient, out=spare), self.betas[1], spare)
-        for maximum in largest:  # or none
-            square = np.maximum(maximum, square, out=maximum)
-        np.sqrt(square, out=spare)
-        spare /= math.sqrt(bias2)
-        spare += self.eps
-        np.divide(mean, spare, out=spare)
-        spare *= rate / bias1
-        parameter -= spare
+        keep = 1 - rate * self._decay
+        functional.adam(
+            parameter,
+            gradient,
+            slots,
+            applied,
+            rate,
+            keep,
+            *self.betas,
+            self.eps,
+            self.updates + 1,
+        )
 
 
 class AdamW(Adam):
@@ -886,16 +802,9 @@ class AdamW(Adam):
         super().__init__(learning_rate, betas, eps, amsgrad, **common)
         self.weight_decay = _not_negative("weight_decay", weight_decay)
 
-    def _apply(
-        self,
-        parameter: FloatArray,
-        gradient: FloatArray,
-        slots: Sequence[FloatArray],
-        spare: FloatArray,
-        rate: float,
-    ) -> None:
-        parameter *= 1 - rate * self.weight_decay
-        super()._apply(parameter, gradient, slots, spare, rate)
+    @property
+    def _decay(self) -> float:
+        return self.weight_decay
 
 
 _OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
