@@ -140,8 +140,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(fastrnn.get_num_threads())
     print(f"torch {torch.__version__}, {fastrnn.get_num_threads()} thread(s), ms per update\n")
-    print("| model                       |    torch |  fastrnn | ratio |")
-    print("| --------------------------- | -------: | -------: | ----: |")
+    print("| model                             |    torch |  fastrnn | ratio |")
+    print("| --------------------------------- | -------: | -------: | ----: |")
     for task in (language_model, classifier, tagger):
         for cell in ("LSTM", "GRU"):
             for batch, hidden in ((16, 64), (32, 128), (32, 256), (64, 512)):

@@ -15,6 +15,7 @@
 #include "dispatch.h"
 #include "parallel.h"
 #include "rnn.h"
+#include "update.h"
 
 using namespace fastrnn;
 
@@ -555,6 +556,67 @@ void check_affine(const AffineShape& shape) {
   compare_product("y with bias", shape, y, rows, units, columns, at(x, columns), at(weight, columns));
 }
 
+// Optimizers element by element, in double precision with the rounding of float in between.
+template <class T>
+void check_updates(std::int64_t n) {
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  std::vector<std::vector<T>> arrays(5, std::vector<T>(static_cast<std::size_t>(n)));
+  for (std::vector<T>& array : arrays) {
+    for (T& value : array) value = static_cast<T>(uniform(generator));
+  }
+  for (T& value : arrays[3]) value = std::abs(value);  // averages of squares
+  for (T& value : arrays[4]) value = std::abs(value);
+  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-13;
+  const auto gradient = [](double p, double g) {
+    g = std::clamp(0.7 * g, -0.5, 0.5);
+    return g + 0.1 * ((p > 0) - (p < 0)) + 0.2 * p;
+  };
+  const auto compare_each = [&](const char* what, const std::vector<T>& got, const auto& expected) {
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      if (std::abs(double(got[i]) - expected(i)) <= tolerance) continue;
+      std::printf("update %s of %lld elements: wrong at %zu\n", what, static_cast<long long>(n), i);
+      ++failures;
+      return;
+    }
+  };
+  const auto run = [&](const char* what, const auto& update, const auto& expected) {
+    std::vector<std::vector<T>> now = arrays;
+    update(Update<T>{n, now[0].data(), now[1].data(), 0.7, 0.5, 0.1, 0.2, 0.01}, now);
+    compare_each(what, now[0], [&](std::size_t i) {
+      const double p = arrays[0][i];
+      return expected(p, gradient(p, arrays[1][i]), double(arrays[2][i]), double(arrays[3][i]),
+                      double(arrays[4][i]));
+    });
+  };
+  run(
+      "sgd", [](const Update<T>& u, auto&) { sgd<T>(u, nullptr, 0, false); },
+      [](double p, double g, double, double, double) { return p - 0.01 * g; });
+  run(
+      "sgd, Nesterov", [](const Update<T>& u, auto& a) { sgd<T>(u, a[2].data(), 0.9, true); },
+      [](double p, double g, double v, double, double) { return p - 0.01 * (g + 0.9 * (0.9 * v + g)); });
+  run(
+      "rmsprop",
+      [](const Update<T>& u, auto& a) { rmsprop<T>(u, a[3].data(), nullptr, a[2].data(), 0.9, 0.1, 0.5); },
+      [](double p, double g, double v, double s, double) {
+        return p - 0.01 * (0.5 * v + g / (std::sqrt(0.9 * s + 0.1 * g * g) + 0.1));
+      });
+  run(
+      "adam",
+      [](const Update<T>& u, auto& a) {
+        adam<T>(u, a[2].data(), a[3].data(), a[4].data(), 0.99, 0.9, 0.8, 0.1, 0.5, 0.25);
+      },
+      [](double p, double g, double m, double s, double most) {
+        most = std::max(most, 0.8 * s + 0.2 * g * g);
+        return 0.99 * p - 0.02 * (0.9 * m + 0.1 * g) / (std::sqrt(most) / 0.5 + 0.1);
+      });
+  double squares = 0;
+  for (const T value : arrays[0]) squares += double(value) * double(value);
+  if (std::abs(sum_of_squares<T>(n, arrays[0].data()) - squares) > 1e-9 * (squares + 1)) {
+    std::printf("sum of squares of %lld elements: wrong\n", static_cast<long long>(n));
+    ++failures;
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -572,6 +634,14 @@ int main() {
       set_num_threads(threads);
       check_affine<float>(shape);
       check_affine<double>(shape);
+    }
+    ++cases;
+  }
+  for (const std::int64_t n : {0, 1, 7, 1024, 1025, 20000, 100003}) {
+    for (const int threads : {1, 3}) {
+      set_num_threads(threads);
+      check_updates<float>(n);
+      check_updates<double>(n);
     }
     ++cases;
   }

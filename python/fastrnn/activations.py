@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fastrnn.functional import FloatArray
 
-__all__ = ["NAMES", "Activation", "get", "sigmoid", "softmax"]
+__all__ = ["NAMES", "Activation", "get", "log_softmax", "sigmoid", "softmax"]
 
 _GELU_SCALE = math.sqrt(2 / math.pi)
 _GELU_CUBE = 0.044715
@@ -61,7 +61,14 @@ def softmax(x: FloatArray) -> FloatArray:
     return y
 
 
-def _log_softmax(x: FloatArray) -> FloatArray:
+def log_softmax(x: FloatArray) -> FloatArray:
+    """Compute the logarithm of `softmax`, which is finite where that is 0.
+
+    Examples
+    --------
+    >>> log_softmax(np.array([[1000.0, 0.0]])).tolist()
+    [[0.0, -1000.0]]
+    """
     shifted: FloatArray = x - x.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
@@ -120,7 +127,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation(_softplus, lambda x, y, grad: grad * sigmoid(x)),
     "softmax": Activation(softmax, _softmax_gradient),
     "log_softmax": Activation(
-        _log_softmax,
+        log_softmax,
         lambda x, y, grad: grad - np.exp(y) * grad.sum(axis=-1, keepdims=True),
     ),
 }

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
 
-__all__ = ["Container", "Residual", "in_mode", "run", "run_back", "walk"]
+__all__ = ["Container", "Residual", "in_mode", "prefixed", "run", "run_back", "walk"]
+
+
+def prefixed(parts: Mapping[str, Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
+    """Join the arrays of inner layers, with the names of these before their own.
+
+    Examples
+    --------
+    >>> prefixed({"0": {"weight": 1, "bias": 2}, "1": {"weight": 3}})
+    {'0.weight': 1, '0.bias': 2, '1.weight': 3}
+    """
+    return {
+        f"{name}.{key}": array for name, arrays in parts.items() for key, array in arrays.items()
+    }
 
 
 class Container(Layer):
@@ -39,29 +52,17 @@ class Container(Layer):
     @property
     def parameters(self) -> dict[str, FloatArray]:
         """The live arrays that are trained, to be changed in place in training mode."""
-        return {
-            f"{name}.{key}": array
-            for name, child in self.children().items()
-            for key, array in child.parameters.items()
-        }
+        return prefixed({name: child.parameters for name, child in self.children().items()})
 
     @property
     def buffers(self) -> dict[str, FloatArray]:
         """The live arrays that are not trained."""
-        return {
-            f"{name}.{key}": array
-            for name, child in self.children().items()
-            for key, array in child.buffers.items()
-        }
+        return prefixed({name: child.buffers for name, child in self.children().items()})
 
     def _trained(self) -> Mapping[str, FloatArray]:
         if not self.trainable:
             return {}
-        return {
-            f"{name}.{key}": array
-            for name, child in self.children().items()
-            for key, array in child._trained().items()
-        }
+        return prefixed({name: child._trained() for name, child in self.children().items()})
 
     def train(self, mode: bool = True) -> Self:
         """Enter training mode, as all inner layers do.
@@ -225,7 +226,7 @@ class Residual(Container):
         if grad_output is not None:
             grad_output = read_gradient(grad_output, shape, dtype)
         g = run_back(self.layer, inner, grad_output, grad_state, input_grad)
-        parameters = {f"layer.{name}": gradient for name, gradient in g.parameters.items()}
+        parameters = prefixed({"layer": g.parameters})
         total = None
         if g.input is not None:
             total = g.input if grad_output is None else g.input + grad_output

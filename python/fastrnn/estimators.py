@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import functional, optimizers
+from fastrnn.activations import softmax
 from fastrnn.attention import Attention
 from fastrnn.callbacks import EarlyStopping
 from fastrnn.layers import Dense, Dropout, Ends, Last, Pool
@@ -622,10 +623,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         ndarray (n, k)
             Probabilities, in the order of ``classes_``.
         """
-        logits = self._outputs(X)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return probabilities
+        return np.asarray(softmax(self._outputs(X)), np.float64)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Find the likeliest class.

@@ -67,6 +67,22 @@ def _check_probabilities(target: NDArray[Any]) -> None:
         raise ValueError(f"target: expected numbers in [0, 1], got {wrong[0]}")
 
 
+def read_prediction(prediction: Any, mask: Any) -> tuple[FloatArray, NDArray[np.bool_] | None]:
+    """Return a prediction and its mask as arrays, or raise an error that names the argument."""
+    array = np.asarray(functional.view("prediction", prediction))
+    if array.ndim < 2:
+        raise ValueError(
+            "prediction: expected (B, n) or (T, B, n) float32 or float64, got"
+            f" {array.shape} {array.dtype}"
+        )
+    functional.float_dtype("prediction", array.dtype)
+    positions = array.shape[:-1]
+    valid = None
+    if mask is not None:
+        valid = read_array("mask", mask, "b", f"bools {positions}", positions)
+    return array, valid
+
+
 class Loss:
     """What the losses share; use one of the others.
 
@@ -114,19 +130,9 @@ class Loss:
         >>> value, gradient.ravel().round(3).tolist()
         (7.0, [0.667, 1.333, 2.667, 0.0])
         """
-        prediction = np.asarray(functional.view("prediction", prediction))
-        if prediction.ndim < 2:
-            raise ValueError(
-                "prediction: expected (B, n) or (T, B, n) float32 or float64, got"
-                f" {prediction.shape} {prediction.dtype}"
-            )
-        functional.float_dtype("prediction", prediction.dtype)
+        prediction, valid = read_prediction(prediction, mask)
         *leading, n = prediction.shape
         positions = tuple(leading)
-
-        valid = None
-        if mask is not None:
-            valid = read_array("mask", mask, "b", f"bools {positions}", positions)
         targets = self._read_target(target, positions, n)
         sample_weights = self._read_sample_weight(sample_weight, positions)
         rows = select_positions(prediction, valid, len(positions))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import functional, losses
-from fastrnn.losses import read_array, select_positions
+from fastrnn.losses import read_array, read_prediction, select_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ class Metric:
         ndarray of float64
             Of a mean: the sum over the valid positions and their number N.
         """
-        array, valid = _read_prediction(prediction, mask)
+        array, valid = read_prediction(prediction, mask)
         *leading, n = array.shape
         targets = self._read_target(target, tuple(leading), n)
         axes = len(leading)
@@ -140,22 +140,6 @@ class Metric:
     def _partial(self, prediction: FloatArray, target: NDArray[Any]) -> NDArray[np.float64]:
         """Return the partial result of rows (N, n) and their targets."""
         raise NotImplementedError
-
-
-def _read_prediction(prediction: Any, mask: Any) -> tuple[FloatArray, NDArray[np.bool_] | None]:
-    """Return a prediction and its mask as arrays, or raise an error that names the argument."""
-    array = np.asarray(functional.view("prediction", prediction))
-    if array.ndim < 2:
-        raise ValueError(
-            "prediction: expected (B, n) or (T, B, n) float32 or float64, got"
-            f" {array.shape} {array.dtype}"
-        )
-    functional.float_dtype("prediction", array.dtype)
-    positions = array.shape[:-1]
-    valid = None
-    if mask is not None:
-        valid = read_array("mask", mask, "b", f"bools {positions}", positions)
-    return array, valid
 
 
 def _read_bits(target: Any, positions: tuple[int, ...], n: int) -> NDArray[Any]:
@@ -289,7 +273,7 @@ class _MeanLoss(Metric):
         *,
         mask: ArrayLike | SupportsArray | None = None,
     ) -> NDArray[np.float64]:
-        array, valid = _read_prediction(prediction, mask)
+        array, valid = read_prediction(prediction, mask)
         N = math.prod(array.shape[:-1]) if valid is None else np.count_nonzero(valid)
         value, _ = self.loss(array, target, mask=valid)
         return np.array([value * N, N], np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastrnn import functional, generation
 from fastrnn.batches import Samples, time_major
-from fastrnn.containers import Container, run, run_back
+from fastrnn.containers import prefixed, run, run_back, walk
 from fastrnn.layer import Gradients, Layer
 from fastrnn.layers import Embedding, Repeat
 from fastrnn.trainer import Model, Pass, align
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray
     from fastrnn.layer import Shape
 
-__all__ = ["Sequential"]
+__all__ = ["Sequential", "leaves"]
 
 
 class Sequential(Model):
@@ -86,8 +86,8 @@ class Sequential(Model):
                     f"layers[{i}]: expected a layer of sequences or rows, got a"
                     f" {type(layer).__name__}"
                 )
-        parts = _parts(self)
-        if len({id(layer) for layer in parts}) < len(parts):
+        inner = [layer for _, layer in walk(self)]
+        if len({id(layer) for layer in inner}) < len(inner):
             raise ValueError("layers: expected different layers, got one twice")
         self._check_sizes()
 
@@ -196,11 +196,7 @@ class Sequential(Model):
             grad_output = g.input
             found.append(g)
         found.reverse()
-        parameters = {
-            f"{i}.{name}": gradient
-            for i, g in enumerate(found)
-            for name, gradient in g.parameters.items()
-        }
+        parameters = prefixed({str(i): g.parameters for i, g in enumerate(found)})
         return Gradients(grad_output, tuple(g.state for g in found), parameters)
 
     def step(self, x: Any, state: Any = None) -> tuple[FloatArray, Any]:
@@ -257,7 +253,7 @@ class Sequential(Model):
                 return wanted if not shapes else None
             if wanted is not None:
                 shapes.append(wanted)
-            if any(isinstance(leaf, Repeat) for leaf in _leaves(layer)):
+            if any(isinstance(leaf, Repeat) for leaf in leaves(layer)):
                 break  # what follows reads steps that the input has not
         # The first layer may be one that takes any number of features, or rows as well as steps.
         features = [shape[-1] for shape in shapes if isinstance(shape[-1], int)]
@@ -300,7 +296,7 @@ class Sequential(Model):
     def _samples(
         self, x: Any, y: Any = None, lengths: Any = None, sample_weight: Any = None
     ) -> Samples:
-        first = _leaves(self)[0]
+        first = leaves(self)[0]
         samples = Samples(
             x,
             y,
@@ -325,7 +321,7 @@ class Sequential(Model):
         return self.backward(tape, gradient, input_grad=False).parameters
 
     def _output_layer(self) -> Layer:
-        return _leaves(self)[-1]
+        return leaves(self)[-1]
 
     def predict(self, x: Any, *, lengths: ArrayLike | None = None, batch_size: int = 256) -> Any:
         """Compute the output, in evaluation mode.
@@ -459,15 +455,8 @@ class Sequential(Model):
 _NOTHING = np.zeros((0, 0), np.int64)
 
 
-def _parts(layer: Layer) -> list[Layer]:
-    """Return the layers that a layer is made of."""
-    if isinstance(layer, Container):
-        return [part for child in layer.children().values() for part in _parts(child)]
-    return [layer]
-
-
-def _leaves(layer: Layer) -> list[Layer]:
+def leaves(layer: Layer) -> list[Layer]:
     """Return the layers of a stack of stacks in their order."""
     if isinstance(layer, Sequential):
-        return [leaf for inner in layer.layers for leaf in _leaves(inner)]
+        return [leaf for inner in layer.layers for leaf in leaves(inner)]
     return [layer]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from fastrnn import functional
+from fastrnn.activations import log_softmax
 from fastrnn.attention import Attention
 from fastrnn.batches import time_major
-from fastrnn.containers import Residual, run, run_back
+from fastrnn.containers import Residual, prefixed, run, run_back
 from fastrnn.layer import Layer
 from fastrnn.layers import Dense, Embedding, valid_steps
-from fastrnn.models import Sequential, _leaves
+from fastrnn.models import Sequential, leaves
 from fastrnn.recurrent import Recurrent
 from fastrnn.trainer import Model, Pass
 
@@ -173,7 +174,7 @@ class Seq2Seq(Model):
         self.encoder = _expect("encoder", encoder, Sequential)
         self.decoder = _expect("decoder", decoder, Sequential)
         self.attention = None if attention is None else _expect("attention", attention, Attention)
-        first = _leaves(decoder)[0]
+        first = leaves(decoder)[0]
         if not isinstance(first, Embedding):
             raise TypeError(f"decoder: expected an Embedding of ids first, got {first!r}")
         self.start = functional.integer("start", start, 1, first.vocabulary)
@@ -314,7 +315,7 @@ class Seq2Seq(Model):
 
     @property
     def _vocabulary(self) -> int:
-        first = _leaves(self.decoder)[0]
+        first = leaves(self.decoder)[0]
         assert isinstance(first, Embedding)
         return first.vocabulary
 
@@ -368,14 +369,10 @@ class Seq2Seq(Model):
         grad_final = _placed(self.encoder, iter(states))
         g = self.encoder.backward(tape.encoder, grad_memory, grad_final, input_grad=False)
         found["encoder"] = g.parameters
-        return {
-            f"{part}.{name}": array
-            for part, arrays in found.items()
-            for name, array in arrays.items()
-        }
+        return prefixed(found)
 
     def _output_layer(self) -> Layer:
-        return _leaves(self.output)[-1]
+        return leaves(self.output)[-1]
 
     # Translation.
 
@@ -523,11 +520,9 @@ class Seq2Seq(Model):
         self, logits: FloatArray, done: NDArray[np.bool_], is_last: bool
     ) -> NDArray[np.float64]:
         """Return the log-probability (k, B, V) of each way to go on."""
-        shifted = logits.astype(np.float64)
-        if not np.all(np.isfinite(shifted)):
+        if not np.all(np.isfinite(logits)):
             raise ValueError("model: expected finite logits, got NaN or infinity")
-        shifted -= shifted.max(axis=2, keepdims=True)
-        shifted -= np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+        shifted = np.asarray(log_softmax(logits.astype(np.float64)), np.float64)
         allowed = np.full(shifted.shape[2], not is_last)
         allowed[[0, self.start]] = False
         allowed[self.end] = True
