@@ -13,14 +13,15 @@ namespace {
 constexpr std::int64_t block_rows = 64;   // whose part of the left side stays in L2 while all weights pass
 constexpr std::int64_t unit_vectors = 4;  // of the gradient of the weight at a time
 constexpr std::int64_t held_bytes = 256 * 1024, least_chunk = 64, most_chunk = 512;
-constexpr double worth_threads = 30000;  // cycles of one thread
+constexpr std::int64_t rows_to_share = 8;  // for each thread, or they share the units
+constexpr double worth_threads = 30000;    // cycles of one thread
 
 std::int64_t vectors_of(std::int64_t size, int lanes) { return (size + lanes - 1) / lanes; }
 
-// Multiply-adds of one thread take half a cycle per vector.
+// Multiply-adds of one thread take half a cycle per vector, packing the weights takes one.
 double cycles(const AffineShape& shape, int lanes, int products) {
-  const double vectors = static_cast<double>(vectors_of(shape.units, lanes));
-  return static_cast<double>(products) * static_cast<double>(shape.rows * shape.columns) * vectors / 2;
+  const auto vectors = static_cast<double>(shape.columns * vectors_of(shape.units, lanes));
+  return static_cast<double>(products) * vectors * (static_cast<double>(shape.rows) / 2 + 1);
 }
 
 Team make_team(double cycles_alone) {
@@ -38,22 +39,23 @@ struct RowProduct {
   T* out;          // (rows, columns)
   std::int64_t columns;
 
-  void run(const Range& own) const {
-    if (depth == 0) {  // nothing for a kernel to do
-      for (std::int64_t i = own.first; i < own.first + own.count; ++i) {
-        for (std::int64_t j = 0; j < columns; ++j) out[i * columns + j] = start ? start[j] : T(0);
-      }
-      return;
-    }
+  void run(const Range& own, const Range& panels) const {
+    const std::int64_t column = panels.first * kernels.lanes;
+    const std::int64_t count = std::min(columns - column, panels.count * kernels.lanes);
     T* out_rows[block_rows];
     for (std::int64_t first = own.first; first < own.first + own.count; first += block_rows) {
       const std::int64_t rows = std::min(block_rows, own.first + own.count - first);
       for (std::int64_t i = 0; i < rows; ++i) {
-        out_rows[i] = out + (first + i) * columns;
-        if (start) std::copy_n(start, columns, out_rows[i]);
+        out_rows[i] = out + (first + i) * columns + column;
+        if (start) {
+          std::copy_n(start + column, count, out_rows[i]);
+        } else if (depth == 0) {
+          std::fill_n(out_rows[i], count, T(0));
+        }
       }
-      kernels.product({rows, vectors_of(columns, kernels.lanes), columns, a + first * depth, depth, 1, depth,
-                       0, packed, out_rows, start != nullptr, false});
+      if (depth == 0) continue;  // nothing for a kernel to do
+      kernels.product({rows, panels.count, count, a + first * depth, depth, 1, depth, 0,
+                       packed + column * depth, out_rows, start != nullptr, false});
     }
   }
 };
@@ -140,12 +142,16 @@ void affine(const AffineShape& shape, const T* x, const T* weight, const T* bias
           .template take<T>(panels * shape.columns * kernels.lanes);
   Team team = make_team(cycles(shape, kernels.lanes, 1));
   Barrier barrier(team.size());
+  const RowProduct<T> product{kernels, x, shape.columns, packed, bias, y, shape.units};
   team.run([&](int thread) {
     const Range own = part_of(panels, team.size(), thread);
     kernels.pack({weight, shape.units, shape.columns, 0, 1, own.first, own.count, packed});
-    barrier.wait(thread);
-    RowProduct<T>{kernels, x, shape.columns, packed, bias, y, shape.units}.run(
-        part_of(shape.rows, team.size(), thread));
+    if (shape.rows < rows_to_share * team.size()) {  // each multiplies what it has packed
+      product.run({0, shape.rows}, own);
+    } else {
+      barrier.wait(thread);
+      product.run(part_of(shape.rows, team.size(), thread), {0, panels});
+    }
   });
 }
 
@@ -181,7 +187,7 @@ void affine_backward(const AffineShape& shape, const T* x, const T* weight, cons
       kernels.pack_columns({weight_rows, nullptr, shape.units, shape.columns, own.first, own.count, packed});
       barrier.wait(thread);
       RowProduct<T>{kernels, grad_y, shape.units, packed, nullptr, grad_x, shape.columns}.run(
-          part_of(shape.rows, team.size(), thread));
+          part_of(shape.rows, team.size(), thread), {0, panels});
     }
     gradient.run(thread, team.size(), barrier);
   });
