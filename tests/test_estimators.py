@@ -551,3 +551,28 @@ for wrong in (lambda: regressor.set_params(depth=3), lambda: regressor.score(X, 
 assert sys.modules["sklearn"] is None
 """
     )
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_sample_weights_count(early_stopping: bool, rng: Rng) -> None:
+    """Sequences of weight 0 do not teach, however wrong they are."""
+    X = rng.normal(size=(120, 4, 2))
+    y = (X[:, -1, 0] > 0).astype(int)
+    wrong = y.copy()
+    wrong[:60] = 1 - wrong[:60]
+    options: dict[str, Any] = {"epochs": 15, "random_state": 0, "early_stopping": early_stopping}
+    classifier = fastrnn.SequenceClassifier("gru", 16, **options, patience=15)
+    weights = np.repeat([0.0, 1.0], 60)
+    assert classifier.fit(X, wrong, sample_weight=weights).score(X, y) > 0.9
+    assert classifier.fit(X, wrong).score(X, y) < 0.75
+    regressor = fastrnn.SequenceRegressor("gru", 16, **options, patience=15)
+    targets = X[:, -1, 0].copy()
+    targets[:60] *= -1
+    assert regressor.fit(X, targets, sample_weight=weights).score(X, X[:, -1, 0]) > 0.7
+    for given, message in (
+        (np.ones(3), r"sample_weight: expected numbers >= 0 \(120,\), got \(3,\)"),
+        (-weights, "sample_weight: expected numbers >= 0 that are not all 0"),
+        (0 * weights, "sample_weight: expected numbers >= 0 that are not all 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier.fit(X, y, sample_weight=given)

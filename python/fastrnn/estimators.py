@@ -383,21 +383,25 @@ class _SequenceEstimator(BaseEstimator):
         targets: NDArray[Any],
         outputs: int,
         groups: NDArray[np.intp],
+        sample_weight: ArrayLike | None,
         class_weight: NDArray[np.float64] | None = None,
     ) -> None:
         """Train a network, and keep it when that is done."""
+        weights = _sample_weights(sample_weight, len(targets))
         generator = _generator(self.random_state)
         features = sequences.steps.shape[1]
         mean, scale = np.zeros(features), np.ones(features)
         model = Sequential(self._layers(features, outputs, generator))
         model.compile(self._optimizer(), self._loss, self._metrics)
         callbacks: list[Callback] = []
-        validation = None
+        validation, held_weights = None, None
         if functional.boolean("early_stopping", self.early_stopping):
             callbacks.append(EarlyStopping("val_loss", self.patience))
             rows, others = _divide(groups, self.validation_fraction, generator)
             validation, held_out = sequences.take(others), targets[others]
             sequences, targets = sequences.take(rows), targets[rows]
+            if weights is not None:
+                held_weights, weights = weights[others], weights[rows]
         if functional.boolean("standardize", self.standardize):
             mean, scale = _statistics("X", sequences.steps)
         history = model.fit(
@@ -405,7 +409,9 @@ class _SequenceEstimator(BaseEstimator):
             targets,
             epochs=self.epochs,
             batch_size=self.batch_size,
-            validation_data=validation and (validation.standardized(mean, scale), held_out),
+            validation_data=validation
+            and (validation.standardized(mean, scale), held_out, None, held_weights),
+            sample_weight=weights,
             class_weight=class_weight,
             callbacks=callbacks,
             seed=int(generator.integers(2**62)),
@@ -439,6 +445,17 @@ class _SequenceEstimator(BaseEstimator):
 def _check_count(sequences: _Sequences, y: NDArray[Any]) -> None:
     if len(y) != len(sequences.lengths):
         raise ValueError(f"y: expected {len(sequences.lengths)} targets, as X, got {len(y)}")
+
+
+def _sample_weights(given: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
+    if given is None:
+        return None
+    weights = _numbers("sample_weight", f"numbers >= 0 ({n},)", given)
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight: expected numbers >= 0 ({n},), got {weights.shape}")
+    if np.any(weights < 0) or not np.any(weights):
+        raise ValueError("sample_weight: expected numbers >= 0 that are not all 0")
+    return weights
 
 
 class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
@@ -571,7 +588,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         )
         self.class_weight = class_weight
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -580,6 +597,8 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
             Sequences.
         y : labels (n,)
             Their classes: strings, integers or anything else that can be sorted.
+        sample_weight : numbers >= 0 (n,), optional
+            Weights of the sequences in the loss.
 
         Returns
         -------
@@ -590,7 +609,7 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         classes, encoded = _encode(y)
         _check_count(sequences, encoded)
         weights = _class_weights(self.class_weight, classes, encoded)
-        self._train(sequences, encoded, len(classes), encoded, weights)
+        self._train(sequences, encoded, len(classes), encoded, sample_weight, weights)
         self.classes_ = classes
         return self
 
@@ -722,7 +741,7 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
 
     _loss = "mse"
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -731,6 +750,8 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
             Sequences.
         y : numbers (n,) or (n, k)
             Their targets.
+        sample_weight : numbers >= 0 (n,), optional
+            Weights of the sequences in the loss.
 
         Returns
         -------
@@ -745,7 +766,8 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
         columns = targets.reshape(len(targets), -1)
         mean, scale = _statistics("y", columns)
         groups = np.zeros(len(columns), np.intp)
-        self._train(sequences, (columns - mean) / scale, columns.shape[1], groups)
+        standardized = (columns - mean) / scale
+        self._train(sequences, standardized, columns.shape[1], groups, sample_weight)
         self.target_mean_, self.target_scale_ = mean, scale
         self._is_flat = targets.ndim == 1
         return self

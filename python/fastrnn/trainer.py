@@ -279,8 +279,8 @@ class Model(Container):
             Samples in an update.
         validation_split : float, default 0
             Part of the data, from the end, to validate with.
-        validation_data : (x, y) or (x, y, lengths), optional
-            What to validate with after every epoch, without weights.
+        validation_data : (x, y), (x, y, lengths) or (x, y, lengths, sample_weight), optional
+            What to validate with after every epoch; lengths can be None.
         lengths : integers (n,), optional
             Valid steps of each row of an array `x`. A list has its own.
         sample_weight : numbers (n,) or (n, T), optional
@@ -322,8 +322,9 @@ class Model(Container):
         calls. So ``fit(epochs=2)`` twice, with `save` and `load` between them or not, is
         ``fit(epochs=4)`` bit for bit on the same machine with the same number of threads. An
         interrupted fit goes on where it stopped, within its epoch, if the next has the same data,
-        `batch_size`, `seed`, `shuffle` and `bucketing`, and `compile` was not called in between. A
-        batch whose weights are all 0 changes nothing.
+        `batch_size`, `seed`, `shuffle` and `bucketing`, and `compile` was not called in between;
+        with `tbptt` at the first window of the batch. A batch whose weights are all 0 changes
+        nothing.
         """
         samples = self._labelled(x, y, lengths, sample_weight, least=1)
         epochs = functional.integer("epochs", epochs, 1)
@@ -334,9 +335,8 @@ class Model(Container):
         samples, validation = self._validation(samples, validation_split, validation_data)
         seed = self._seed(seed)
 
-        verbose = functional.integer(
-            "verbose", int(verbose) if verbose is True else verbose or 0, 0, 2
-        )
+        verbose = int(verbose) if isinstance(verbose, bool) else verbose
+        verbose = functional.integer("verbose", verbose, 0, 2)
         flags = (len(samples), batch_size, int(shuffle), int(bucketing))
         order = (seed, *flags, samples.fingerprint())
         if self._progress.order != order:
@@ -629,9 +629,10 @@ class Model(Container):
             return samples.split(split) if split else (samples, None)
         if split:
             raise ValueError("validation_split: expected 0 beside validation_data")
-        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3, 4):
             raise ValueError(
-                f"validation_data: expected (x, y) or (x, y, lengths), got {type(data).__name__}"
+                "validation_data: expected (x, y), (x, y, lengths) or (x, y, lengths,"
+                f" sample_weight), got {type(data).__name__}"
                 f"{f' of {len(data)}' if isinstance(data, (tuple, list)) else ''}"
             )
         return samples, self._labelled(*data, least=1)
