@@ -40,9 +40,12 @@ def make_model(updates: int, seed: int) -> fastrnn.Sequential:
     """Return the network, whose learning rate falls to 0 over that many updates."""
     model = fastrnn.Sequential(
         [
-            fastrnn.LSTM(8, HIDDEN, seed=seed),
+            # Without dropout it learns the 1347 digits by heart, and 1.6 % of the others wrong
+            # instead of 1.1 %.
+            fastrnn.LSTM(8, HIDDEN, recurrent_dropout=0.3, seed=seed),
             fastrnn.Last(),
-            fastrnn.Dense(HIDDEN, 10, seed=seed + 1),
+            fastrnn.Dropout(0.5, seed=seed + 1),
+            fastrnn.Dense(HIDDEN, 10, seed=seed + 2),
         ]
     )
     optimizer = Adam(CosineDecay(0.005, updates), global_clipnorm=1.0)
