@@ -1,0 +1,246 @@
+"""What people hand to radial-basis-function networks, checked and in a canonical form.
+
+With scikit-learn (1.6 or later) its own checks are used, so that its kinds of error are raised;
+without it small ones of the same kinds.
+
+Letters: n rows, D features, k outputs or classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastrnn import functional
+from fastrnn.estimators import _encode as encode
+from fastrnn.estimators import _numbers as to_numbers
+from fastrnn.estimators import _sample_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["Rows", "divide", "folds", "merge", "read_labels", "read_rows", "read_targets"]
+
+_validate: Any = None
+_check_targets: Any = None
+if not TYPE_CHECKING:
+    try:
+        from sklearn.utils.multiclass import check_classification_targets as _check_targets
+        from sklearn.utils.validation import validate_data as _validate
+    except ImportError:  # not there, or too old
+        _validate = None
+
+
+class Rows(NamedTuple):
+    """Rows that differ from each other, in an order that depends on nothing but themselves.
+
+    Equal rows were merged: their targets averaged, their weights summed, which leaves all least
+    squares and cross-entropies the same but for a constant. So a weight of 2 does what a row does
+    that comes twice, and the order of the rows does not matter.
+
+    Attributes
+    ----------
+    X : ndarray (n, D)
+        Features.
+    Y : ndarray (n, k)
+        Targets; of classes their probabilities.
+    weights : ndarray (n,)
+        Above 0.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array
+
+    def take(self, which: NDArray[Any]) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.X[which], self.Y[which], self.weights[which])
+
+    def groups(self, has_classes: bool) -> NDArray[np.intp]:
+        """Return the class of each row, or 0."""
+        return self.Y.argmax(axis=1) if has_classes else np.zeros(len(self.X), np.intp)
+
+    def statistics(self) -> tuple[Array, Array]:
+        """Return mean and standard deviation of the features; 1 for what is constant."""
+        mean = np.average(self.X, axis=0, weights=self.weights)
+        scale = np.sqrt(np.average((self.X - mean) ** 2, axis=0, weights=self.weights))
+        scale[scale <= len(self.X) * np.finfo(np.float64).eps * np.abs(mean)] = 1
+        return mean, scale
+
+
+def merge(X: Array, Y: Array, weights: Array | None) -> Rows:
+    """Bring rows into the canonical form.
+
+    Parameters
+    ----------
+    X : ndarray of float64 (n, D)
+        Features.
+    Y : ndarray of float64 (n, k)
+        Targets.
+    weights : ndarray of float64 (n,) or None
+        Not below 0; None for equal ones.
+
+    Examples
+    --------
+    >>> merge(np.array([[1.0], [0.0], [1.0]]), np.array([[3.0], [5.0], [1.0]]), None)
+    Rows(X=array([[0.],
+           [1.]]), Y=array([[5.],
+           [2.]]), weights=array([1., 2.]))
+    """
+    X = X + 0.0  # or -0 would differ from 0
+    if weights is None:
+        weights = np.ones(len(X))
+    elif not weights.all():
+        kept = weights > 0
+        X, Y, weights = X[kept], Y[kept], weights[kept]
+    # As bytes, a row is compared at once.
+    keys = np.ascontiguousarray(X).view(np.dtype((np.void, X.shape[1] * 8))).ravel()
+    order = np.argsort(keys, kind="stable")
+    X, Y, weights = X[order], Y[order], weights[order]
+    is_new = np.append(True, np.any(X[1:] != X[:-1], axis=1))
+    if is_new.all():
+        return Rows(X, Y, weights)
+    starts = np.flatnonzero(is_new)
+    totals = np.add.reduceat(weights, starts)
+    means = np.add.reduceat(Y * weights[:, np.newaxis], starts) / totals[:, np.newaxis]
+    return Rows(X[starts], means, totals)
+
+
+def folds(
+    groups: NDArray[np.intp], count: int, generator: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """Divide rows into parts with about the same share of each group."""
+    order = generator.permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]
+    return [np.sort(order[start::count]) for start in range(count)]
+
+
+def divide(
+    groups: NDArray[np.intp], fraction: Any, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Mark rows to validate with, about the same part of each group."""
+    n = len(groups)
+    count = max(1, round(functional.number("validation_fraction", fraction, 0, 1) * n))
+    order = generator.permutation(n)
+    order = order[np.argsort(groups[order], kind="stable")]
+    held = np.zeros(n, bool)
+    # Evenly spaced among rows that are sorted by group.
+    held[order[((np.arange(count) + 0.5) * n / count).astype(np.intp)]] = True
+    for group in np.unique(groups):  # training needs each of them
+        members = groups == group
+        if held[members].all():
+            held[members] = False
+    if held.all() or not held.any():
+        raise ValueError(
+            f"validation_fraction: expected a part of {n} rows that leaves some on either side,"
+            f" got {fraction}"
+        )
+    return held
+
+
+def read_rows(estimator: Any, X: Any) -> Array:
+    """Check rows that a fitted estimator is given."""
+    if _validate is not None:
+        rows: Array = _validate(estimator, X, reset=False, dtype=np.float64)
+        return rows
+    return _rows(estimator, X, reset=False, minimum=1)
+
+
+def _rows(estimator: Any, X: Any, *, reset: bool, minimum: int) -> Array:
+    rows = to_numbers("X", "(n, D)", X)
+    if rows.ndim != 2:
+        raise ValueError(f"X: expected (n, D), got {rows.shape}. Reshape your data")
+    n, D = rows.shape
+    if n < minimum:
+        raise ValueError(f"X: expected at least {minimum} sample(s), got {n} sample(s)")
+    if not D:
+        raise ValueError(f"X: expected at least 1 feature, got 0 feature(s) (shape={rows.shape})")
+    if reset:
+        estimator.n_features_in_ = D
+    elif estimator.n_features_in_ != D:
+        raise ValueError(
+            f"X has {D} features, but {type(estimator).__name__} is expecting"
+            f" {estimator.n_features_in_} features as input"
+        )
+    return rows
+
+
+def read_targets(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, *, reset: bool, minimum: int
+) -> tuple[Rows, bool]:
+    """Check rows with numbers, and return them with whether y has one axis."""
+    if _validate is not None:
+        X, y = _validate(
+            estimator,
+            X,
+            y,
+            reset=reset,
+            dtype=np.float64,
+            multi_output=True,
+            y_numeric=True,
+            ensure_min_samples=minimum,
+        )
+        targets = np.asarray(y, np.float64)
+    else:
+        X = _rows(estimator, X, reset=reset, minimum=minimum)
+        targets = to_numbers("y", "numbers (n,) or (n, k)", y)
+        if targets.ndim not in (1, 2) or (targets.ndim == 2 and not targets.shape[1]):
+            raise ValueError(f"y: expected numbers (n,) or (n, k), got {targets.shape}")
+        _check_count(X, targets)
+    weights = _weights(sample_weight, len(X))
+    return merge(X, targets.reshape(len(X), -1), weights), targets.ndim == 1
+
+
+def _check_count(X: Array, y: NDArray[Any]) -> None:
+    if len(y) != len(X):
+        raise ValueError(f"y: expected {len(X)} targets, as X has rows, got {len(y)}")
+
+
+def _weights(given: Any, n: int) -> Array | None:
+    if given is None:
+        return None
+    weights = np.asarray(functional.listed("sample_weight", f"numbers >= 0 ({n},)", given))
+    if weights.size and not weights.any():
+        raise ValueError("sample_weight: expected weights that are not all zero")
+    return _sample_weights(weights, n)
+
+
+def read_labels(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    classes: NDArray[Any] | None,
+    *,
+    reset: bool,
+    minimum: int,
+) -> tuple[Rows, NDArray[Any]]:
+    """Check rows with labels, and return them with the sorted classes.
+
+    `classes` are those that there can be, None for those of y, of which there have to be two.
+    """
+    if _validate is not None:
+        X, y = _validate(estimator, X, y, reset=reset, dtype=np.float64, ensure_min_samples=minimum)
+        _check_targets(y)
+    else:
+        X = _rows(estimator, X, reset=reset, minimum=minimum)
+    weights = _weights(sample_weight, len(X))
+    if classes is None:
+        classes, encoded = encode(y)
+        _check_count(X, encoded)
+        if weights is not None and len(np.unique(encoded[weights > 0])) < 2:
+            raise ValueError(
+                "sample_weight: expected at least 2 classes of weight > 0, got 1 class"
+            )
+    else:
+        labels = np.asarray(y)
+        if labels.shape != (len(X),):
+            raise ValueError(f"y: expected labels ({len(X)},), got {labels.shape}")
+        unknown = labels[~np.isin(labels, classes)]
+        if unknown.size:
+            raise ValueError(f"y: expected labels of classes, got {unknown[0]!r}")
+        encoded = np.searchsorted(classes, labels)
+    return merge(X, np.eye(len(classes))[encoded], weights), classes
