@@ -23,7 +23,7 @@ import argparse
 from typing import Any
 
 import numpy as np
-from fastrnn.rbfn import RBFNClassifier
+from fastrnn import RBFNClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 

@@ -20,7 +20,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from fastrnn.rbfn import RBFNClassifier
+from fastrnn import RBFNClassifier
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split

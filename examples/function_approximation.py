@@ -17,7 +17,7 @@ import argparse
 from typing import Any
 
 import numpy as np
-from fastrnn.rbfn import RBFNRegressor
+from fastrnn import RBFNRegressor
 
 NOISE = 0.15
 

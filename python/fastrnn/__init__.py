@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Repeat,
     )
     from fastrnn.models import Sequential
+    from fastrnn.rbfn import RBFNClassifier, RBFNRegressor
     from fastrnn.seq2seq import Seq2Seq
     from fastrnn.sequences import Vocabulary, one_hot, pad_sequences, sliding_windows
     from fastrnn.trees import RecursiveNetwork, TreeLSTM, Trees
@@ -63,6 +64,8 @@ _HOMES = {
     "one_hot": "sequences",
     "pad_sequences": "sequences",
     "sliding_windows": "sequences",
+    "RBFNClassifier": "rbfn",
+    "RBFNRegressor": "rbfn",
     "RecursiveNetwork": "trees",
     "TreeLSTM": "trees",
     "Trees": "trees",
@@ -86,6 +89,8 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Pool",
+    "RBFNClassifier",
+    "RBFNRegressor",
     "RecursiveNetwork",
     "Repeat",
     "Residual",

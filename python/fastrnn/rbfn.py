@@ -15,9 +15,9 @@ import numpy as np
 from fastrnn import functional
 from fastrnn.activations import softmax
 from fastrnn.estimators import ClassifierMixin, RegressorMixin
-from fastrnn.rbf_data import Rows, read_labels, read_targets
-from fastrnn.rbf_network import RadialNetwork
-from fastrnn.rbf_output import temperature
+from fastrnn.rbf.data import Rows, read_labels, read_targets
+from fastrnn.rbf.network import RadialNetwork
+from fastrnn.rbf.output import temperature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastrnn.rbf_units import Units, row_blocks
+from fastrnn.rbf.units import Units, row_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastrnn import functional, io, rbf_centers
+from fastrnn import functional, io
 from fastrnn.callbacks import History
 from fastrnn.estimators import BaseEstimator, NotFittedError
 from fastrnn.estimators import _generator as to_generator
-from fastrnn.rbf_data import Rows, divide, folds, read_rows
-from fastrnn.rbf_output import Factor, fit_softmax, orthogonal_complement
-from fastrnn.rbf_tuning import tune
-from fastrnn.rbf_units import KERNELS, Units, row_blocks
+from fastrnn.rbf import centers as rbf_centers
+from fastrnn.rbf.data import Rows, divide, folds, read_rows
+from fastrnn.rbf.output import Factor, fit_softmax, orthogonal_complement
+from fastrnn.rbf.tuning import tune
+from fastrnn.rbf.units import KERNELS, Units, row_blocks
 
 if TYPE_CHECKING:
     import os

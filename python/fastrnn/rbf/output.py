@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fastrnn.rbf_data import Rows
+    from fastrnn.rbf.data import Rows
 
     Array = NDArray[np.float64]
 

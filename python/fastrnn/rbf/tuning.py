@@ -13,15 +13,15 @@ import numpy as np
 from fastrnn.activations import softmax
 from fastrnn.callbacks import History
 from fastrnn.optimizers import Adam, CosineDecay, WarmUp
-from fastrnn.rbf_output import Factor
-from fastrnn.rbf_units import Units, row_blocks
+from fastrnn.rbf.output import Factor
+from fastrnn.rbf.units import Units, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from fastrnn.rbf_data import Rows
+    from fastrnn.rbf.data import Rows
 
     Array = NDArray[np.float64]
 

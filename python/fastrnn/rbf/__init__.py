@@ -1,0 +1,1 @@
+"""The parts of radial-basis-function networks; the estimators are in `fastrnn.rbfn`."""
