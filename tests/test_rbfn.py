@@ -910,3 +910,31 @@ def test_prediction_in_blocks(rng: np.random.Generator) -> None:
             times.append(time.perf_counter() - start)
     ours, theirs = map(min, seconds.values())
     assert ours < theirs
+
+
+def test_few_new_rows_change_probabilities_little(rng: np.random.Generator) -> None:
+    X = rng.normal(size=(600, 3))
+    y = (X[:, 0] + rng.normal(size=600) > 0).astype(int)
+    model = RBFNClassifier(20, random_state=0).fit(X[:500], y[:500])
+    before = model.predict_proba(X)
+    for row in range(500, 505):
+        model.partial_fit(X[row : row + 1], y[row : row + 1])
+    assert np.abs(model.predict_proba(X) - before).max() < 0.05
+    assert model.temperature_ != 1.0
+
+
+def test_what_is_not_finite_raises(rng: np.random.Generator) -> None:
+    X = rng.normal(size=(60, 3))
+    y = X[:, 0]
+    with pytest.raises(ValueError, match="alpha: expected a finite number"):
+        RBFNRegressor(5, alpha=np.inf).fit(X, y)
+    for wrong in ({"width": 1e-160}, {}):
+        scale = 1.0 if wrong else 1e160
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match="expected"):
+            RBFNRegressor(5, centers="random", random_state=0, **wrong).fit(X * scale, y)
+
+
+def test_equal_rows_have_one_center() -> None:
+    model = RBFNRegressor("cv").fit(np.ones((50, 2)), np.arange(50.0))
+    assert model.n_centers_ == 1
+    np.testing.assert_allclose(model.predict(np.ones((1, 2))), 24.5)

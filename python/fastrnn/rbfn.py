@@ -252,6 +252,7 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
     ['inside', 'outside']
     """
 
+    temperature_: float
     _has_classes = True
 
     def __init__(
@@ -297,10 +298,13 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
     def _needs_inverse(self) -> bool:  # type: ignore[override]
         return self._output == "ridge"
 
-    def _calibrate(self, outputs: Array, rows: Rows) -> None:
+    def _calibrate(self, outputs: Array, rows: Rows, known: float = 0.0) -> None:
+        before = self.temperature_ if known else 1.0
         self.temperature_ = 1.0
         if self._output == "ridge":
-            self.temperature_ = temperature(outputs, rows.Y, rows.weights)
+            # Of few new rows alone it could be anything: they count as the part that they are.
+            fresh = temperature(outputs, rows.Y, rows.weights)
+            self.temperature_ = float(before**known * fresh ** (1 - known))
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit a new network.

@@ -173,6 +173,8 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         gcv = isinstance(self.alpha, str)
         if gcv:
             functional.choice("alpha", self.alpha, ("gcv",))
+        elif self.alpha == math.inf:
+            raise ValueError("alpha: expected a finite number >= 0, got inf")
         return _Options(
             functional.choice("kernel", self.kernel, tuple(KERNELS)),
             functional.boolean("normalize", self.normalize),
@@ -243,6 +245,8 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
     def _cross_validated_count(self, rows: Rows, rng: np.random.Generator) -> int:
         parts = folds(rows.groups(self._has_classes), min(5, len(rows.X)), rng)
         smallest = len(rows.X) - max(len(part) for part in parts)
+        if len(parts) < 2:  # one row alone, many times perhaps
+            return 1
         counts = [count for count in _COUNTS if count < smallest] or [max(1, smallest)]
         losses = []
         seed = int(rng.integers(2**62))
@@ -361,22 +365,29 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         else:
             network = self._network()
             earlier = (self._copied_factor(), self._coefficients())
+        before = 0 if earlier is None else earlier[0].rows
         needed = self._needs_inverse
         coefficients, alpha, (factor, inverse) = self._solve(network, rows, earlier, inverse=needed)
         if needed:
             assert inverse is not None
-            self._calibrate(_left_out(network, coefficients, inverse, rows), rows)
+            known = before / (before + len(rows.X))
+            self._calibrate(_left_out(network, coefficients, inverse, rows), rows, known)
         self._keep(network, coefficients, alpha, factor)
 
     _has_classes = False
     _needs_inverse = False
 
-    def _calibrate(self, outputs: Array, rows: Rows) -> None:
-        """Learn from outputs of rows that were left out."""
+    def _calibrate(self, outputs: Array, rows: Rows, known: float = 0.0) -> None:
+        """Learn from outputs of rows that were left out; a part of all rows is known already."""
 
     # What is known after a fit.
 
     def _keep(self, network: _Network, coefficients: Array, alpha: float, factor: Factor) -> None:
+        if not np.all(np.isfinite(coefficients)):
+            raise ValueError(
+                "X: expected features, and widths, whose squares float64 can tell apart, got such"
+                " that the weights are not finite"
+            )
         self.centers_, self.widths_ = network.units.centers, network.units.widths
         self.n_centers_ = len(network.units)
         self.alpha_ = alpha
