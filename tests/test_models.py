@@ -729,8 +729,9 @@ def test_generate(rng: Rng) -> None:
 
 def test_generate_reads_padding_as_padding() -> None:
     table = fastrnn.Embedding(7, 5, mask_zero=True, seed=0)
-    model = fastrnn.Sequential([table, fastrnn.GRU(5, 6, seed=1), fastrnn.Dense(6, 7, seed=2)])
-    model.parameters["2.bias"][0] = 9  # padding would be the likeliest
+    inner = fastrnn.Sequential([table, fastrnn.GRU(5, 6, seed=1)])
+    model = fastrnn.Sequential([inner, fastrnn.Dense(6, 7, seed=2)])
+    model.parameters["1.bias"][0] = 9  # padding would be the likeliest
     alone = [model.generate(prompt, 5, temperature=0) for prompt in ([3, 1, 4], [2])]
     together = model.generate([[3, 1, 4, 0], [2, 0, 0, 0]], 5, temperature=0)
     np.testing.assert_array_equal(together, alone)

@@ -348,7 +348,7 @@ def test_state_has_the_learning_rate() -> None:
     assert optimizer.rate == 0.25
 
 
-def test_scratch_is_not_pickled() -> None:
+def test_a_new_optimizer_is_small_when_pickled() -> None:
     assert len(pickle.dumps(optimizers.SGD())) < 1000
 
 

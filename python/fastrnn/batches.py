@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastrnn import functional
+from fastrnn import functional, losses
+from fastrnn.layers import valid_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
+    from fastrnn.functional import FloatArray
     from fastrnn.layer import Shape
 
-__all__ = ["Batch", "Samples", "time_major"]
+__all__ = ["Batch", "Samples", "align", "time_major", "windows"]
 
 # Batches that are shuffled together before they are sorted by length: enough for little padding,
 # few enough for other batches in every epoch.
@@ -337,3 +341,90 @@ class Samples:
 
 def _cut(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def windows(batch: Batch, k: int | None) -> Iterator[tuple[Batch, list[Any]]]:
+    """Cut a batch into windows of k steps, with a list that carries the state between them."""
+    state: list[Any] = [None]
+    if k is None:
+        yield batch, state
+        return
+    T = len(batch.x)
+    for start in range(0, T, k):
+        steps = slice(start, min(start + k, T))
+        lengths = None
+        if batch.lengths is not None:
+            lengths = np.clip(batch.lengths - start, 0, steps.stop - start)
+        y, weight = batch.y, batch.sample_weight
+        yield (
+            batch._replace(
+                x=batch.x[steps],
+                lengths=lengths,
+                y=y if y is None or y.ndim < 2 else y[:, steps],
+                y_lengths=(
+                    None
+                    if batch.y_lengths is None
+                    else np.clip(batch.y_lengths - start, 0, steps.stop - start)
+                ),
+                steps=steps.stop - start,
+                sample_weight=weight if weight is None or weight.ndim < 2 else weight[:, steps],
+            ),
+            state,
+        )
+
+
+def align(
+    batch: Batch, prediction: FloatArray, lengths: NDArray[Any] | None, loss: Any
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[Any] | None]:
+    """Lay targets and weights out as a prediction, or raise an error that names the culprit.
+
+    Parameters
+    ----------
+    batch : Batch
+        Which has the targets.
+    prediction : ndarray (T, B, n) or (B, n)
+        Output of the model.
+    lengths : integers (B,) or None
+        Its valid steps.
+    loss : Loss or callable
+        Which tells whether targets are classes.
+
+    Returns
+    -------
+    target, mask, sample_weight
+        As in `fastrnn.trainer.Pass`.
+    """
+    y, weight = batch.y, batch.sample_weight
+    assert y is not None
+    mask = None
+    if prediction.ndim == 3:
+        T = len(prediction)
+        # Batches are as long as their longest sequence, the targets of an array are not.
+        given = batch.steps if lengths is not None and len(batch.x) == T else T
+        if y.ndim < 2 or (y.shape[1] != given and batch.y_lengths is None):
+            raise ValueError(
+                f"y: expected {given} steps, (n, {given}) or (n, {given}, k), as the model has an"
+                f" output at every step, got (n, {', '.join(map(str, y.shape[1:]))})"
+            )
+        if batch.y_lengths is not None and np.any(
+            batch.y_lengths != (T if lengths is None else lengths)
+        ):
+            raise ValueError("y: expected sequences as long as those of x, got other lengths")
+        y = time_major(y)[:T]
+        if weight is not None and weight.ndim > 1:
+            if weight.shape[1] != given:
+                raise ValueError(
+                    f"sample_weight: expected numbers (n,) or (n, {given}), got"
+                    f" (n, {', '.join(map(str, weight.shape[1:]))})"
+                )
+            weight = time_major(weight)[:T]
+        mask = None if lengths is None else valid_steps(T, lengths)
+    elif batch.y_lengths is not None:
+        raise ValueError(
+            "y: expected an array, as the model has one output per sequence, got sequences of"
+            " different lengths"
+        )
+    is_elementwise = isinstance(loss, losses.Loss) and not isinstance(loss, losses.CrossEntropy)
+    if is_elementwise and prediction.shape[-1] == 1 and y.ndim == prediction.ndim - 1:
+        y = y[..., np.newaxis]
+    return y, mask, weight

@@ -66,6 +66,7 @@ def generate(
     temperature: float,
     top_k: int | None,
     seed: Any,
+    has_padding: bool,
 ) -> NDArray[np.int64]:
     """Continue sequences of ids, see ``Sequential.generate``."""
     ids = functional.listed("prompt", "ids (T,) or (B, T)", prompt)
@@ -80,7 +81,6 @@ def generate(
     columns = np.atleast_2d(ids).T.astype(np.int64)
     chosen = np.empty((steps, columns.shape[1]), np.int64)
 
-    masked = getattr(model.layers[0], "mask_zero", False)
     if not model.stepwise:
         raise ValueError(
             "generate: expected a model whose output at a step depends on that step and those"
@@ -94,7 +94,7 @@ def generate(
         last = np.full(columns.shape[1], len(columns)) if lengths is None else lengths
         logits = output[last - 1, np.arange(columns.shape[1])]
         for i in range(steps):
-            if masked:
+            if has_padding:
                 logits[:, 0] = -np.inf  # padding is no id
             chosen[i] = draw(logits, temperature, top_k, generator)
             if i + 1 < steps:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrnn import functional, generation
-from fastrnn.batches import Samples, time_major
+from fastrnn.batches import Samples, align, time_major
 from fastrnn.containers import prefixed, run, run_back, walk
 from fastrnn.layer import Gradients, Layer
 from fastrnn.layers import Embedding, Repeat
-from fastrnn.trainer import Model, Pass, align
+from fastrnn.trainer import Model, Pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -418,7 +418,8 @@ class Sequential(Model):
         >>> model.generate([3, 1, 4], 5, seed=0).shape
         (5,)
         """
-        return generation.generate(self, prompt, steps, temperature, top_k, seed)
+        has_padding = getattr(leaves(self)[0], "mask_zero", False)
+        return generation.generate(self, prompt, steps, temperature, top_k, seed, has_padding)
 
     def summary(self) -> None:
         """Print a table of the layers: shape of the output, parameters, multiply-adds.

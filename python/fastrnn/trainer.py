@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import callbacks as _callbacks
-from fastrnn import functional, losses, metrics, optimizers, saving
-from fastrnn.batches import Batch, Samples, time_major
+from fastrnn import functional, losses, optimizers, saving
+from fastrnn import metrics as _metrics
+from fastrnn.batches import windows
 from fastrnn.containers import Container, in_mode, walk
-from fastrnn.layers import Activation, Dense, valid_steps
+from fastrnn.layers import Activation, Dense
 
 if TYPE_CHECKING:
     import os
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
+    from fastrnn.batches import Batch, Samples
     from fastrnn.callbacks import Callback, History
     from fastrnn.functional import FloatArray
     from fastrnn.layer import Layer
 
-__all__ = ["Model", "Pass", "Progress", "align"]
+__all__ = ["Model", "Pass", "Progress"]
 
 
 class Pass(NamedTuple):
@@ -79,7 +81,7 @@ class Progress(NamedTuple):
 class _Totals:
     """Loss, metrics and norms of gradients of the batches so far."""
 
-    def __init__(self, metrics: Sequence[metrics.Metric]) -> None:
+    def __init__(self, metrics: Sequence[_metrics.Metric]) -> None:
         self._metrics = metrics
         self._partials: list[Any] = [0.0] * len(metrics)
         # Sums: of weighted losses, of weights, of norms; and the number of updates.
@@ -144,7 +146,7 @@ class Model(Container):
         super().__init__()
         self.optimizer: optimizers.Optimizer | None = None
         self.loss: Callable[..., Any] | None = None
-        self.metrics: list[metrics.Metric] = []
+        self.metrics: list[_metrics.Metric] = []
         self.stop_training = False
         self._progress = Progress()
         self._totals = _Totals([])  # of the epoch that progress is in
@@ -220,7 +222,7 @@ class Model(Container):
         self._check_logits(new_loss)
         self.optimizer = optimizers.get(optimizer)
         self.loss = new_loss
-        self.metrics = [_metric(metric) for metric in metrics or ()]
+        self.metrics = [_metrics.get(metric) for metric in metrics or ()]
         names = ["loss", *(metric.name for metric in self.metrics)]
         if len(set(names)) < len(names):
             raise ValueError(f"metrics: expected different names, got {', '.join(names[1:])}")
@@ -431,7 +433,7 @@ class Model(Container):
         assert self.optimizer is not None
         norm = 0.0
         with self._lock:
-            for window, state in _windows(batch, tbptt):
+            for window, state in windows(batch, tbptt):
                 with _undone_if_unfinished(self):
                     step = self._pass(window, state.pop())
                     loss, gradient = self._loss(step, class_weight)
@@ -661,10 +663,6 @@ def _undone_if_unfinished(model: Model) -> Iterator[None]:
         raise
 
 
-def _metric(given: str | Callable[..., Any]) -> metrics.Metric:
-    return metrics.get(given)
-
-
 def _class_weights(given: Any, n: int) -> Any:
     if not isinstance(given, Mapping):
         return given
@@ -682,90 +680,3 @@ def _class_weights(given: Any, n: int) -> Any:
             f" class 1 is relative to it, got {weights[0]:g}"
         )
     return weights[1:]
-
-
-def _windows(batch: Batch, k: int | None) -> Iterator[tuple[Batch, list[Any]]]:
-    """Cut a batch into windows of k steps, with a list that carries the state between them."""
-    state: list[Any] = [None]
-    if k is None:
-        yield batch, state
-        return
-    T = len(batch.x)
-    for start in range(0, T, k):
-        steps = slice(start, min(start + k, T))
-        lengths = None
-        if batch.lengths is not None:
-            lengths = np.clip(batch.lengths - start, 0, steps.stop - start)
-        y, weight = batch.y, batch.sample_weight
-        yield (
-            batch._replace(
-                x=batch.x[steps],
-                lengths=lengths,
-                y=y if y is None or y.ndim < 2 else y[:, steps],
-                y_lengths=(
-                    None
-                    if batch.y_lengths is None
-                    else np.clip(batch.y_lengths - start, 0, steps.stop - start)
-                ),
-                steps=steps.stop - start,
-                sample_weight=weight if weight is None or weight.ndim < 2 else weight[:, steps],
-            ),
-            state,
-        )
-
-
-def align(
-    batch: Batch, prediction: FloatArray, lengths: NDArray[Any] | None, loss: Any
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[Any] | None]:
-    """Lay targets and weights out as a prediction, or raise an error that names the culprit.
-
-    Parameters
-    ----------
-    batch : Batch
-        Which has the targets.
-    prediction : ndarray (T, B, n) or (B, n)
-        Output of the model.
-    lengths : integers (B,) or None
-        Its valid steps.
-    loss : Loss or callable
-        Which tells whether targets are classes.
-
-    Returns
-    -------
-    target, mask, sample_weight
-        As in `Pass`.
-    """
-    y, weight = batch.y, batch.sample_weight
-    assert y is not None
-    mask = None
-    if prediction.ndim == 3:
-        T = len(prediction)
-        # Batches are as long as their longest sequence, the targets of an array are not.
-        given = batch.steps if lengths is not None and len(batch.x) == T else T
-        if y.ndim < 2 or (y.shape[1] != given and batch.y_lengths is None):
-            raise ValueError(
-                f"y: expected {given} steps, (n, {given}) or (n, {given}, k), as the model has an"
-                f" output at every step, got (n, {', '.join(map(str, y.shape[1:]))})"
-            )
-        if batch.y_lengths is not None and np.any(
-            batch.y_lengths != (T if lengths is None else lengths)
-        ):
-            raise ValueError("y: expected sequences as long as those of x, got other lengths")
-        y = time_major(y)[:T]
-        if weight is not None and weight.ndim > 1:
-            if weight.shape[1] != given:
-                raise ValueError(
-                    f"sample_weight: expected numbers (n,) or (n, {given}), got"
-                    f" (n, {', '.join(map(str, weight.shape[1:]))})"
-                )
-            weight = time_major(weight)[:T]
-        mask = None if lengths is None else valid_steps(T, lengths)
-    elif batch.y_lengths is not None:
-        raise ValueError(
-            "y: expected an array, as the model has one output per sequence, got sequences of"
-            " different lengths"
-        )
-    is_elementwise = isinstance(loss, losses.Loss) and not isinstance(loss, losses.CrossEntropy)
-    if is_elementwise and prediction.shape[-1] == 1 and y.ndim == prediction.ndim - 1:
-        y = y[..., np.newaxis]
-    return y, mask, weight
