@@ -155,8 +155,8 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Go on with more rows: centres and widths stay those of the first call or of `fit`.
 
-        The weights are then those of the ridge regression on all rows so far. Nothing is
-        fine-tuned.
+        The weights are then those of the ridge regression on all rows so far, where there are at
+        least as many as weights. Nothing is fine-tuned.
 
         Parameters
         ----------
@@ -340,7 +340,8 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
 
         With ``output="ridge"`` the weights are then those of the regression on all rows so far.
         With "softmax" the cross-entropy of the new rows is minimised with a quadratic bound of that
-        of earlier ones. Nothing is fine-tuned.
+        of earlier ones: each call needs rows of all classes, mixed; sorted by class, a stream is
+        learnt much worse than at once. Nothing is fine-tuned.
 
         Parameters
         ----------

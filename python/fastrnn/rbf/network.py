@@ -611,7 +611,8 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the file is damaged or holds something else.
+            If the file has another form or holds something else. Numbers that were damaged in a
+            safetensors file are not noticed, as it has no checksum.
         """
         arrays, metadata = io.load_arrays(path)
         if metadata.get("format") != _FORMAT or metadata.get("class") != cls.__name__:
