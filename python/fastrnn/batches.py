@@ -424,6 +424,10 @@ def align(
             "y: expected an array, as the model has one output per sequence, got sequences of"
             " different lengths"
         )
+    if prediction.ndim == 4 and weight is not None:
+        if weight.ndim > 1:
+            raise ValueError(f"sample_weight: expected numbers (n,) for images, got {weight.shape}")
+        weight = weight[:, np.newaxis, np.newaxis]
     is_elementwise = isinstance(loss, losses.Loss) and not isinstance(loss, losses.CrossEntropy)
     if is_elementwise and prediction.shape[-1] == 1 and y.ndim == prediction.ndim - 1:
         y = y[..., np.newaxis]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastrnn import functional
 from fastrnn.layer import Gradients, Layer
@@ -18,7 +21,16 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
 
-__all__ = ["Container", "Residual", "in_mode", "prefixed", "run", "run_back", "walk"]
+__all__ = [
+    "Channels",
+    "Container",
+    "Residual",
+    "in_mode",
+    "prefixed",
+    "run",
+    "run_back",
+    "walk",
+]
 
 
 def prefixed(parts: Mapping[str, Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
@@ -263,3 +275,93 @@ class Residual(Container):
 
     def __repr__(self) -> str:
         return self._repr(self.layer)
+
+
+class Channels(Container):
+    """A layer of rows on each pixel of images (B, C, H, W), whose features are the channels.
+
+    Parameters
+    ----------
+    layer : Layer
+        From rows (N, C) to rows of any size: a `BatchNorm`, an `Activation`, a `Dense`.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> import numpy as np
+    >>> layer = Channels(fastrnn.Dense(3, 2, seed=0))
+    >>> layer(np.zeros((5, 3, 8, 6), np.float32)).shape
+    (5, 2, 8, 6)
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layer: expected a layer, got {type(layer).__name__}")
+        self.layer = layer
+
+    def children(self) -> Mapping[str, Layer]:
+        """Return the inner layer."""
+        return {"layer": self.layer}
+
+    @property
+    def stepwise(self) -> bool:
+        """False: images have no steps."""
+        return False
+
+    def forward(
+        self, x: SupportsArray, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any, Any]:
+        return self._forward(x, lengths, keep=True)
+
+    def apply(
+        self, x: Any, state: Any = None, lengths: ArrayLike | None = None
+    ) -> tuple[FloatArray, Any]:
+        """Run without keeping what `backward` needs, see `Layer.apply`."""
+        return self._forward(x, lengths, keep=False)[:2]
+
+    def _forward(self, x: Any, lengths: Any, *, keep: bool) -> tuple[FloatArray, Any, Any]:
+        images = functional.view("x", x)
+        if images.ndim != 4 or lengths is not None:
+            raise ValueError(f"x: expected (B, C, H, W) without lengths, got {images.shape}")
+        rows, shape = _pixels(images)
+        output, _, tape = run(self.layer, rows, None, None, keep=keep)
+        return _images(output, shape), None, (tape, shape)
+
+    def backward(
+        self,
+        tape: Any,
+        grad_output: Any = None,
+        grad_state: Any = None,
+        *,
+        input_grad: bool = True,
+    ) -> Gradients:
+        inner, shape = tape
+        rows = None if grad_output is None else _pixels(functional.view("x", grad_output))[0]
+        g = run_back(self.layer, inner, rows, grad_state, input_grad)
+        found = None if g.input is None else _images(g.input, shape)
+        return Gradients(found, None, prefixed({"layer": g.parameters}))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the output for that of the input."""
+        return (shape[0], self.layer.output_shape((shape[0], shape[1]))[-1], *shape[2:])
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Return how many multiplications with weights an image takes."""
+        pixels = [size for size in shape[2:] if isinstance(size, int)]
+        return math.prod(pixels) * self.layer.multiply_adds((shape[0], shape[1]))
+
+    def __repr__(self) -> str:
+        return self._repr(self.layer)
+
+
+def _pixels(images: FloatArray) -> tuple[FloatArray, tuple[int, int, int]]:
+    """Return images (B, C, H, W) as rows (B·H·W, C), and (B, H, W)."""
+    B, C, H, W = images.shape
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)).reshape(B * H * W, C), (B, H, W)
+
+
+def _images(rows: FloatArray, shape: tuple[int, int, int]) -> FloatArray:
+    """Return rows (B·H·W, C) as images (B, C, H, W)."""
+    # As a view: convolutions have the channels last inside, too.
+    return rows.reshape(*shape, rows.shape[1]).transpose(0, 3, 1, 2)

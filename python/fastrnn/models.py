@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["Sequential", "leaves"]
 
 
+def _width(shape: Shape | None) -> int | str | None:
+    """Return the features of a shape, or the channels of that of images."""
+    if not shape or len(shape) < 2:
+        return None
+    return shape[1] if len(shape) == 4 else shape[-1]
+
+
 class Sequential(Model):
     """A stack of layers, each of which reads the output of the one before it.
 
@@ -96,8 +103,8 @@ class Sequential(Model):
         shape = self.input_shape()
         for i, layer in enumerate(self.layers):
             wanted = layer.input_shape()
-            given = shape[-1] if shape else None
-            takes = wanted[-1] if wanted and len(wanted) > 1 else None
+            given = _width(shape)
+            takes = _width(wanted)
             if i and isinstance(given, int) and isinstance(takes, int) and given != takes:
                 raise ValueError(
                     f"layers[{i}]: expected {given} inputs, as layers[{i - 1}] gives, got {layer!r}"
@@ -251,6 +258,10 @@ class Sequential(Model):
             wanted = layer.input_shape()
             if wanted == ("T", "B"):  # ids
                 return wanted if not shapes else None
+            if wanted is not None and len(wanted) == 4:  # images
+                if not shapes:
+                    return wanted
+                break
             if wanted is not None:
                 shapes.append(wanted)
             if any(isinstance(leaf, Repeat) for leaf in leaves(layer)):

@@ -25,6 +25,8 @@ _FORMAT = "fastrnn model 1"
 _OPTIMIZER = "optimizer/"
 _CALLBACKS = "callbacks/"
 _TOTALS = "totals/"
+# Of layers.
+_HOMES = ("attention", "containers", "convolution", "layers", "models", "recurrent", "seq2seq")
 Kind = TypeVar("Kind", bound="Model")
 
 
@@ -168,7 +170,7 @@ def _random(model: Layer) -> dict[str, Layer]:
 
 def _classes(base: type[Any]) -> dict[str, type]:
     """Return the classes of this package under a base, by name."""
-    for module in ("attention", "containers", "layers", "models", "recurrent", "seq2seq"):
+    for module in _HOMES:
         import_module(f"fastrnn.{module}")  # or the base does not know of them
     found: dict[str, type] = {}
     for cls in base.__subclasses__():

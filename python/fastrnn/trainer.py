@@ -15,7 +15,6 @@ from fastrnn import functional, losses, optimizers, saving
 from fastrnn import metrics as _metrics
 from fastrnn.batches import windows
 from fastrnn.containers import Container, in_mode, walk
-from fastrnn.layers import Activation, Dense
 
 if TYPE_CHECKING:
     import os
@@ -237,11 +236,7 @@ class Model(Container):
             losses.BinaryCrossEntropy: ("sigmoid", ("softmax", "log_softmax", "sigmoid")),
         }
         for kind, (own, refused) in squashing.items():
-            if (
-                isinstance(loss, kind)
-                and isinstance(last, (Activation, Dense))
-                and function in refused
-            ):
+            if isinstance(loss, kind) and function in refused:
                 raise ValueError(
                     f"loss: expected a model that ends in logits for {type(loss).__name__}, which"
                     f" applies the {own} itself, got one that ends in {function}"
