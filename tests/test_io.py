@@ -99,7 +99,19 @@ def test_safetensors_reads_ours(tmp_path: Path, rng: np.random.Generator) -> Non
         assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(got[name], array)
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert file.metadata() == METADATA
+        metadata = file.metadata()
+    assert metadata.pop("crc32")
+    assert metadata == METADATA
+    # Who changes what is in it and keeps the checksum has to be noticed; without it all is fine.
+    crc = {"crc32": io._checksum(got, METADATA)}
+    numpy_files.save_file(got, path, {**METADATA, **crc})
+    assert_same({name: io.load_arrays(path)[0][name] for name in arrays}, arrays)
+    got["float64 (3,)"][0] += 1
+    numpy_files.save_file(got, path, {**METADATA, **crc})
+    with pytest.raises(ValueError, match=r"a\.safetensors: .* damaged"):
+        io.load_arrays(path)
+    numpy_files.save_file(got, path, METADATA)
+    assert io.load_arrays(path)[1] == METADATA
 
 
 @pytest.mark.parametrize("metadata", [None, METADATA])
@@ -133,7 +145,8 @@ def test_numpy_reads_and_writes_npz(save: Any, tmp_path: Path, rng: np.random.Ge
     arrays["Fortran"] = np.asfortranarray(rng.normal(size=(3, 4)))
     io.save_arrays(path, arrays, METADATA)
     with np.load(path, allow_pickle=False) as file:
-        assert json.loads(str(file["__metadata__"])) == METADATA
+        metadata = json.loads(str(file["__metadata__"]))
+        assert {**METADATA, "crc32": metadata["crc32"]} == metadata
         assert_same({name: file[name] for name in arrays}, arrays)
     save(path, **arrays)
     assert_same(io.load_arrays(path)[0], arrays)
@@ -195,6 +208,7 @@ def test_link_stays_a_link(tmp_path: Path) -> None:
         ({}, {"a": 1}, TypeError, r"metadata\['a'\]: expected text, got 1"),
         ({}, {"a": "\ud800"}, ValueError, r"metadata\['a'\]: expected text that UTF-8"),
         ({}, [("a", "b")], TypeError, "metadata: expected a mapping"),
+        ({}, {"crc32": "0"}, ValueError, "metadata: expected another name than 'crc32'"),
     ],
 )
 @every_suffix
@@ -360,10 +374,50 @@ def test_damage_raises_value_errors(suffix: str, tmp_path: Path, rng: np.random.
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
         try:
-            io.load_arrays(path)  # may pass: most of the bytes are numbers
+            io.load_arrays(path)  # may pass: a zip file has fields that no one reads
         except ValueError as error:
             noticed += path.name in str(error)
     assert noticed > 100
+
+
+@every_suffix
+def test_no_other_byte_goes_unnoticed(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    arrays = {"x": np.arange(5.0), "y": np.arange(3) > 1, "z": np.arange(2, dtype="i4")}
+    io.save_arrays(path, arrays, {"a": "b"})
+    data, noticed = path.read_bytes(), 0
+    for place in range(len(data)):
+        for bit in (0, 5):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                got, metadata = io.load_arrays(path)
+            except ValueError as error:
+                noticed += path.name in str(error)
+            else:  # what is not read, or the name of the checksum itself
+                assert_same({name: got[name] for name in arrays}, arrays)
+                assert len(got) == 3
+                assert metadata["a"] == "b"
+                assert len(metadata) == 1 or suffix == ".safetensors"
+    if suffix == ".safetensors":  # but the name
+        assert noticed >= 2 * (len(data) - len("crc32") - 8)
+    else:
+        assert noticed > len(data)
+
+
+def test_npz_of_other_numbers(tmp_path: Path) -> None:
+    """The zip file's own checksums are right, but not that of all."""
+    path, arrays = tmp_path / "a.npz", {"x": np.arange(5.0), "y": np.arange(3)}
+    io.save_arrays(path, arrays, {"a": "b"})
+    with np.load(path) as file:
+        members = dict(file)
+    for change in ({"x": np.arange(5.0) + 1}, {"z": np.ones(1)}, {"x": np.arange(5)}):
+        np.savez(path, **{**members, **change})
+        with pytest.raises(ValueError, match=r"a\.npz: .* damaged"):
+            io.load_arrays(path)
+    np.savez(path, **members)
+    assert_same(io.load_arrays(path)[0], arrays)
 
 
 @settings(max_examples=50, deadline=None)

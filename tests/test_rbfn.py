@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fastrnn import io
 from fastrnn.rbf import centers as rbf_centers
+from fastrnn.rbf import memory as rbf_memory
 from fastrnn.rbf import network as rbf_network
 from fastrnn.rbf import tuning as rbf_tuning
 from fastrnn.rbf.data import Rows, divide, merge
@@ -143,7 +144,8 @@ def test_gradients_of_units(
 @pytest.mark.parametrize("shape", ["unit", "feature"])
 def test_gradients_of_fine_tuning(is_softmax: bool, shape: str, rng: np.random.Generator) -> None:
     X, Y = rng.normal(size=(30, 2)), np.eye(3)[rng.integers(0, 3, 30)]
-    rows = Rows(X, Y, rng.uniform(1, 2, 30))
+    rows = merge(X, Y, rng.uniform(1, 2, 30))
+    X, Y = rows.X, rows.Y
     widths = np.full((5, 2) if shape == "feature" else 5, 0.8)
     units = Units(rng.normal(size=(5, 2)), widths, "gaussian")
 
@@ -273,6 +275,37 @@ def test_goal(method: str, rng: np.random.Generator) -> None:
     assert np.mean((fewer.predict(X) - y) ** 2) > 1e-3
 
 
+@pytest.mark.parametrize("method", ["ols", "greedy"])
+@pytest.mark.parametrize("alpha", [1e-3, "gcv"])
+def test_scale_of_targets(method: str, alpha: Any, rng: np.random.Generator) -> None:
+    X, y = draw(RBFNRegressor, rng)
+    X[40:60], y = X[20:40], y + 0.1 * rng.normal(size=80)  # some rows come twice
+    network = RBFNRegressor(15, method, width=0.5, alpha=alpha)
+    centers, predicted = network.fit(X, y).centers_, network.predict(X)
+    assert len(centers) == 15
+    for scale in (1e-200, 1e160):
+        np.testing.assert_array_equal(network.fit(X, y * scale).centers_, centers)
+        np.testing.assert_allclose(network.predict(X) / scale, predicted, rtol=1e-6)
+    few = RBFNRegressor(60, method, width=0.5, goal=0.01).fit(X, y)
+    for scale in (1e-3, 1e3):  # the goal is in units of the targets
+        same = RBFNRegressor(60, method, width=0.5, goal=0.01 * scale**2).fit(X, y * scale)
+        np.testing.assert_array_equal(same.centers_, few.centers_)
+    assert RBFNRegressor(60, method, width=0.5, goal=1.0).fit(X, y * 1e-200).n_centers_ == 1
+
+
+@pytest.mark.parametrize("method", ["ols", "greedy"])
+@pytest.mark.parametrize("tail", [False, True])
+def test_targets_without_an_error_need_one_center(
+    method: str, tail: bool, rng: np.random.Generator
+) -> None:
+    X, _ = draw(RBFNRegressor, rng)
+    y = 3 * X[:, 0] - 700 if tail else np.full(80, 0.1)
+    for weights in (None, rng.uniform(1, 2, 80)):
+        fitted = RBFNRegressor(20, method, tail=tail, alpha=0.0).fit(X, y, weights)
+        assert fitted.n_centers_ == 1
+        np.testing.assert_allclose(fitted.predict(X), y)
+
+
 def test_width_rules() -> None:
     centers = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
     distances = [5, 1, np.sqrt(18)]
@@ -335,6 +368,41 @@ def test_alpha_by_generalised_cross_validation(rng: np.random.Generator) -> None
     assert 1e-5 < fitted.alpha_ < 1e2
 
 
+def test_cross_validation_of_repeated_rows(rng: np.random.Generator) -> None:
+    """Rows that are merged are as many observations as before, with all of their noise."""
+    X = np.repeat(rng.uniform(-1, 1, (40, 1)), 5, axis=0)
+    y = np.stack([np.sin(6 * X[:, 0]), X[:, 0]], axis=1) + 0.5 * rng.normal(size=(200, 2))
+    options: dict[str, Any] = {"centers": X[:150:5], "width": 0.3, "alpha": "gcv"}
+    fitted = RBFNRegressor(**options).fit(X, y)
+    A = np.hstack([np.ones((200, 1)), fitted.transform(X)])
+    # The criterion is the same for all outputs, each in units of its own deviation.
+    scaled = (y - y.mean(axis=0)) / y.std(axis=0)
+
+    def criterion(alpha: float) -> float:
+        penalty = alpha * np.eye(31)
+        penalty[0, 0] = 0
+        hat = A @ np.linalg.solve(A.T @ A + penalty, A.T)
+        return float(((scaled - hat @ scaled) ** 2).sum() / (200 - np.trace(hat)) ** 2)
+
+    alphas = np.logspace(-6, 3, 200)
+    best = alphas[np.argmin([criterion(alpha) for alpha in alphas])]
+    assert best / 1.1 < fitted.alpha_ < best * 1.1
+    parts = RBFNRegressor(**options).partial_fit(X[:77], y[:77]).partial_fit(X[77:], y[77:])
+    np.testing.assert_allclose(parts.alpha_, fitted.alpha_, rtol=1e-6)
+
+
+def test_cross_validation_of_integer_weights(rng: np.random.Generator) -> None:
+    X, y = draw(RBFNRegressor, rng)
+    y, weights = y + 0.3 * rng.normal(size=80), rng.integers(0, 4, 80)
+    for kind, targets in [(RBFNRegressor, y), (RBFNClassifier, y > 0.3)]:
+        options: dict[str, Any] = {"centers": X[:30], "width": 0.3, "alpha": "gcv"}
+        weighted = kind(**options).fit(X, targets, weights)
+        repeated = kind(**options).fit(np.repeat(X, weights, axis=0), np.repeat(targets, weights))
+        np.testing.assert_allclose(weighted.alpha_, repeated.alpha_, rtol=1e-9)
+        np.testing.assert_allclose(outputs(weighted, X), outputs(repeated, X), rtol=1e-9)
+        assert kind(**options).fit(X, targets).alpha_ != weighted.alpha_
+
+
 def test_softmax_is_logistic_regression(rng: np.random.Generator) -> None:
     X, y = load_digits(return_X_y=True)
     X, y = X[:300], y[:300]
@@ -353,20 +421,31 @@ def test_softmax_of_classes_that_can_be_told_apart(rng: np.random.Generator) -> 
         assert p.predict_proba(X)[np.arange(60), y].min() > 0.99
 
 
-def test_outputs_of_rows_that_are_left_out(rng: np.random.Generator) -> None:
-    X, Y, weights = rng.normal(size=(25, 2)), rng.normal(size=(25, 2)), rng.uniform(1, 2, 25)
-    rows = Rows(X, Y, weights)
-    network = _Network(Units(X[:8], np.ones(8), "gaussian"), None, None)
+@pytest.mark.parametrize("weighting", ["none", "counts", "fractions"])
+def test_outputs_of_rows_that_are_left_out(weighting: str, rng: np.random.Generator) -> None:
+    X, labels = np.repeat(rng.normal(size=(12, 2)), 3, axis=0)[:-4], rng.integers(0, 3, 32)
+    Y = np.eye(3)[labels]
+    weights = np.repeat(rng.uniform(1, 2, 12), 3)[:-4] if weighting == "fractions" else np.ones(32)
+    rows = merge(X, Y, weights)
+    if weighting == "counts":
+        each, numbers = np.unique(np.column_stack([X, labels]), axis=0, return_counts=True)
+        classes = np.eye(3)[each[:, 2].astype(int)]
+        rows = merge(each[:, :2].copy(), classes, numbers.astype(float))
+    network = _Network(Units(X[::4], np.ones(8), "gaussian"), None, None)
     fit = network.factor(rows).ridge(0.5, inverse=True)
     assert fit.inverse is not None
-    expected = [
-        (network.columns(X[[i]]) @ network.factor(rows.take(np.arange(25) != i)).ridge(0.5)[0])[0]
-        for i in range(25)
-    ]
-    found = _left_out(network, fit.coefficients, fit.inverse, rows)
-    near = np.abs(found - Y) < 2  # larger errors are cut off
-    assert near.mean() > 0.8
-    np.testing.assert_allclose(found[near], np.array(expected)[near], atol=1e-10)
+    outputs, classes, found_weights = _left_out(network, fit.coefficients, fit.inverse, rows)
+    np.testing.assert_allclose(found_weights @ classes, weights @ Y)
+    columns = network.columns(X)
+    for i in range(32):
+        others = np.arange(32) != i
+        factor = Factor(9, 3)
+        factor.add(columns[others], Y[others], weights[others])
+        expected = columns[i] @ factor.ridge(0.5).coefficients
+        assert np.abs(expected - Y[i]).max() < 2  # larger errors are cut off
+        # Those of a class at a place are the same, and returned once.
+        errors = np.abs(outputs - expected).max(axis=1)
+        assert errors[(classes == Y[i]).all(axis=1)].min() < 1e-10
 
 
 def test_singular_least_squares(rng: np.random.Generator) -> None:
@@ -445,6 +524,7 @@ NAMES, ALL_CASES = CHECKS.args
 CASES = [case for case in ALL_CASES if "check_array_api_input" not in str(case)]
 
 
+@pytest.mark.filterwarnings("ignore:n_centers. the first call of partial_fit has:RuntimeWarning")
 @pytest.mark.parametrize(NAMES, CASES, **CHECKS.kwargs)
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -464,8 +544,16 @@ def test_order_and_repetition_do_not_matter(rng: np.random.Generator) -> None:
 def test_merged_rows(rng: np.random.Generator) -> None:
     X = np.array([[0.0, 1.0], [2.0, 2.0], [-0.0, 1.0], [5.0, 5.0]])
     rows = merge(X, np.array([[1.0], [4.0], [3.0], [9.0]]), np.array([1.0, 2.0, 3.0, 0.0]))
-    found = {tuple(x): (float(y[0]), float(w)) for x, y, w in zip(*rows, strict=True)}
-    assert found == {(0.0, 1.0): (2.5, 4.0), (2.0, 2.0): (4.0, 2.0)}
+    found = {tuple(row[0]): np.hstack(row[1:]).tolist() for row in zip(*rows, strict=True)}
+    # Mean target, weight, scatter, observations.
+    assert found == {
+        (0.0, 1.0): [2.5, 4.0, pytest.approx(np.sqrt(1.5**2 + 3 * 0.5**2)), 4.0],
+        (2.0, 2.0): [4.0, 2.0, 0.0, 2.0],
+    }
+    fractions = merge(X, np.arange(4.0)[:, np.newaxis], np.array([1.0, 2.0, 3.5, 0.0]))
+    assert sorted(fractions.counts) == [1, 2]
+    huge = merge(np.zeros((2, 1)), np.array([[3e200], [5e200]]), None)
+    np.testing.assert_allclose(huge.scatter, np.sqrt(2) * 1e200)
 
 
 def test_division_keeps_every_class(rng: np.random.Generator) -> None:
@@ -503,6 +591,87 @@ def test_parameters_set_after_a_fit_wait_for_the_next(rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_partial_fit_cannot_change(kind: Any, rng: np.random.Generator) -> None:
+    X, y = draw(kind, rng)
+    changes = {"kernel": "cubic", "normalize": True, "tail": True}
+    if kind is RBFNClassifier:
+        changes["output"] = "softmax"
+    for name, value in changes.items():
+        fitted = kind(10, random_state=0).fit(X, y)
+        was = getattr(fitted, name)
+        fitted.set_params(**{name: value})
+        with pytest.raises(ValueError, match=f"{name}: expected {was!r}, .* got {value!r}"):
+            fitted.partial_fit(X, y)
+        fitted.set_params(**{name: was, "alpha": 1.0}).partial_fit(X, y)
+        assert fitted.alpha_ == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fails_changes_nothing(
+    kind: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd = pytest.importorskip("pandas")
+    X, y = draw(kind, rng)
+    table = pd.DataFrame(X, columns=["first", "second"])
+    options = {"output": "softmax"} if kind is RBFNClassifier else {}
+    fitted = kind(10, fine_tune=2, random_state=0, **options).fit(table, y)
+    new = kind(10, random_state=0, **options)
+
+    keep = kind._keep
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        keep(self, *arguments)  # all is changed then
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kind, "_keep", interrupted)
+    known = {"classes": ["high", "low"]} if kind is RBFNClassifier else {}
+    for estimator in (fitted, new):
+        before = dict(vars(estimator))
+        for call in (estimator.fit, lambda X, y, e=estimator: e.partial_fit(X, y, **known)):
+            with pytest.raises(KeyboardInterrupt):
+                call(X if estimator is new else table, y)
+            assert vars(estimator) == before
+        with pytest.raises(ValueError, match="n_centers"):
+            estimator.set_params(n_centers=0).fit(np.hstack([X, X]), y)
+        assert vars(estimator) == {**before, "n_centers": 0}
+    assert fitted.feature_names_in_.tolist() == ["first", "second"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_at_first(kind: Any, rng: np.random.Generator) -> None:
+    X, y = draw(kind, rng)
+    known = {"classes": ["high", "low"]} if kind is RBFNClassifier else {}
+    message = "n_centers: .* has 7 different rows, fewer than 20, .* keeps 7 centres .* centers"
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        fitted = kind(20, random_state=0).partial_fit(X[:7], y[:7], **known)
+    assert caught[0].filename.endswith(("rbfn.py", "test_rbfn.py"))
+    assert fitted.partial_fit(X, y).n_centers_ == 7
+    # No warning.
+    assert kind(20, random_state=0).partial_fit(X[:20], y[:20], **known).n_centers_ == 20
+    assert kind(20, "all").partial_fit(X[:7], y[:7], **known).n_centers_ == 7
+    assert kind(20, X[:9]).partial_fit(X[:7], y[:7], **known).n_centers_ == 9
+
+
+def test_equal_rows_cannot_validate() -> None:
+    with pytest.raises(ValueError, match=r"fine_tune: .* equal rows are merged"):
+        RBFNRegressor(5, fine_tune=1).fit(np.ones((50, 2)), np.arange(50.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_huge_learning_rate(kind: Any, rng: np.random.Generator) -> None:
+    X, y = draw(kind, rng)
+    for options in ({"learning_rate": 1e6}, {"learning_rate": 1e300, "width": [[0.5, 0.5]]}):
+        for output in ("softmax", "ridge") if kind is RBFNClassifier else (None,):
+            more = {} if output is None else {"output": output}
+            tuned = kind(10, fine_tune=5, random_state=0, **options, **more).fit(X, y)
+            assert np.isfinite(outputs(tuned, X)).all()
+            losses = np.array(tuned.history_["val_loss"])
+            assert np.isfinite(losses).all()
+            assert tuned.n_iter_ == len(losses) - 1
+            assert tuned.score(X, y) > 0.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_wrong_data(kind: Any, rng: np.random.Generator) -> None:
     X, y = draw(kind, rng)
     fitted = kind(5, random_state=0).fit(X, y)
@@ -534,6 +703,22 @@ def test_wrong_classes(rng: np.random.Generator) -> None:
         RBFNClassifier(5).fit(X, y, (y == "high").astype(float))
     with pytest.raises(ValueError, match="continuous"):
         RBFNClassifier(5).fit(X, X[:, 0])
+    for mixed in (["a", 1] * 40, np.array(["a", 1] * 40, object), ["a", None] * 40):
+        with pytest.raises(ValueError, match="y: expected labels of one kind"):
+            RBFNClassifier(5).fit(X, mixed)
+        with pytest.raises(ValueError, match="y: expected labels of one kind"):
+            RBFNClassifier(5).partial_fit(X, mixed, classes=["a", "b"])
+    for classes, message in [
+        ([0, 1, np.nan], "labels, got nan"),
+        ([None, None], "labels, got None"),
+        ([0, 1, None], "labels of one kind"),
+        (["a", 1], "labels of one kind"),
+        ([[0, 1]], r"labels \(k,\), got \(1, 2\)"),
+        (3, r"labels \(k,\), got \(\)"),
+        ([3, 3], "at least 2 classes"),
+    ]:
+        with pytest.raises(ValueError, match=f"classes: expected {message}"):
+            RBFNClassifier(5).partial_fit(X, y, classes=classes)
 
 
 @pytest.mark.parametrize(
@@ -547,7 +732,11 @@ def test_wrong_classes(rng: np.random.Generator) -> None:
         ({"centers": [[np.nan, 0]]}, ValueError, "centers: expected finite"),
         ({"width": "wide"}, ValueError, "width: expected one of 'mean'"),
         ({"width": 0}, ValueError, "width: expected numbers > 0"),
-        ({"width": [1, 2, 3]}, ValueError, r"width: expected \(\), \(10,\) or \(10, 2\)"),
+        (
+            {"width": [1, 2, 3]},
+            ValueError,
+            r"width: expected \(\), \(10,\) or \(10, 2\) for 10 cen",
+        ),
         ({"width": [1, 2], "centers": "ols"}, ValueError, "width: expected a rule or one number"),
         ({"kernel": "rbf"}, ValueError, "kernel: expected one of 'gaussian'"),
         ({"kernel": "cubic", "normalize": True}, ValueError, "normalize: expected False"),
@@ -557,6 +746,12 @@ def test_wrong_classes(rng: np.random.Generator) -> None:
         ({"fine_tune": -1}, ValueError, "fine_tune: expected an integer >= 0"),
         ({"fine_tune": 1, "patience": 0}, ValueError, "patience: expected an integer >= 1"),
         ({"fine_tune": 1, "validation_fraction": 2}, ValueError, "validation_fraction: expected"),
+        ({"fine_tune": 1, "validation_fraction": 0}, ValueError, "expected a number > 0 and < 1"),
+        ({"fine_tune": 1, "validation_fraction": 1}, ValueError, "expected a number > 0 and < 1"),
+        ({"fine_tune": 1, "learning_rate": -1}, ValueError, "learning_rate: expected"),
+        ({"fine_tune": 1, "learning_rate": np.inf}, ValueError, "learning_rate: expected"),
+        ({"fine_tune": 1, "learning_rate": "high"}, TypeError, "learning_rate: expected"),
+        ({"n_centers": "cv", "width": [1, 2]}, ValueError, "width: expected .* for n_centers='cv'"),
         ({"random_state": "x"}, TypeError, "random_state: expected"),
     ],
 )
@@ -676,6 +871,59 @@ def test_partial_fit_of_classifiers(output: str) -> None:
         RBFNClassifier().partial_fit(X, labels)
 
 
+def sorted_digits() -> tuple[Array, Array]:
+    X, y = load_digits(return_X_y=True)
+    order = np.argsort(y, kind="stable")
+    return X[order], y[order]
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.1])
+@pytest.mark.parametrize("is_fit_first", [False, True])
+def test_partial_fit_of_softmax_is_a_fit_to_all(alpha: float, is_fit_first: bool) -> None:
+    X, y = sorted_digits()
+    options: dict[str, Any] = {"centers": X[::30], "width": 30.0, "alpha": alpha}
+    whole = RBFNClassifier(output="softmax", **options).fit(X, y)
+    parts = RBFNClassifier(output="softmax", **options)
+    chunks = np.array_split(np.arange(len(X)), 9)
+    if is_fit_first:
+        chunks = [np.append(chunks[0], np.arange(400, len(X), 20)), *chunks[1:]]
+        parts.fit(X[chunks[0]], y[chunks[0]])
+        whole.fit(*(np.concatenate([a[chunk] for chunk in chunks]) for a in (X, y)))
+    for chunk in chunks[is_fit_first:]:
+        parts.partial_fit(X[chunk], y[chunk], classes=np.arange(10))
+    np.testing.assert_allclose(parts.predict_proba(X), whole.predict_proba(X), atol=1e-6)
+
+
+def test_partial_fit_of_softmax_beyond_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = sorted_digits()
+    X, X_test, y, y_test = X[::2], X[1::2], y[::2], y[1::2]
+    options: dict[str, Any] = {"centers": X[::20], "output": "softmax", "alpha": 0.1}
+    whole = RBFNClassifier(**options).fit(X, y)
+    monkeypatch.setattr(rbf_memory, "CAPACITY", 300)
+    parts = RBFNClassifier(**options)
+    for chunk in np.array_split(np.arange(len(X)), 9):
+        parts.partial_fit(X[chunk], y[chunk], classes=np.arange(10))
+    assert len(parts._memory.X) <= 310
+    np.testing.assert_allclose(parts._memory.weights @ parts._memory.Y, np.bincount(y))
+    assert parts.score(X_test, y_test) > whole.score(X_test, y_test) - 0.05
+    assert pickle.loads(pickle.dumps(parts))._memory.X.tolist() == parts._memory.X.tolist()
+
+
+def test_memory_is_unbiased(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rbf_memory, "CAPACITY", 10)
+    X, weights = rng.normal(size=(30, 1)), rng.choice([0.1, 1.0, 2.0, 30.0], 30)
+    rows = merge(X, np.eye(3)[np.append(np.arange(29) % 2, 2)], weights)
+    found = np.zeros((4000, 30))
+    for seed in range(4000):
+        thinned = rbf_memory.thin(rows, seed)
+        assert len(thinned.X) <= 12
+        np.testing.assert_allclose(thinned.weights @ thinned.Y, rows.weights @ rows.Y)
+        found[seed, np.isin(rows.X, thinned.X)[:, 0]] = thinned.weights
+    errors = np.abs(found.mean(axis=0) - rows.weights)
+    assert (errors <= 4 * found.std(axis=0) / np.sqrt(4000) + 1e-9).all()
+    assert (found > 0).sum(axis=1).min() > 5
+
+
 def test_number_of_centers_by_cross_validation(rng: np.random.Generator) -> None:
     X = rng.uniform(-1, 1, (300, 1))
     y = np.sin(12 * X[:, 0]) + 0.2 * rng.normal(size=300)
@@ -745,6 +993,21 @@ def test_wrong_files(tmp_path: Path, rng: np.random.Generator) -> None:
     io.save_arrays(path, {**arrays, "weights": arrays["weights"][:-1]}, metadata)
     with pytest.raises(ValueError, match="weights: expected"):
         RBFNClassifier.load(path)
+    for name, wrong in [("factor", np.nan), ("centers", np.inf), ("widths", 0.0), ("widths", -1.0)]:
+        damaged = arrays[name].copy()
+        damaged.flat[-1] = wrong
+        io.save_arrays(path, {**arrays, name: damaged}, metadata)
+        with pytest.raises(ValueError, match=rf"network\.npz: .*{name}: expected"):
+            RBFNClassifier.load(path)
+    io.save_arrays(path, {**arrays, "memory/X": X}, metadata)
+    with pytest.raises(ValueError, match="memory: expected rows for output='softmax' alone"):
+        RBFNClassifier.load(path)
+    fitted.save(path.with_suffix(".safetensors"))
+    data = bytearray(path.with_suffix(".safetensors").read_bytes())
+    data[-20] ^= 1
+    path.with_suffix(".safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"network\.safetensors: .* damaged"):
+        RBFNClassifier.load(path.with_suffix(".safetensors"))
     io.save_arrays(path, arrays, {**metadata, "state": "{}"})
     with pytest.raises(ValueError, match="expected what save writes"):
         RBFNClassifier.load(path)

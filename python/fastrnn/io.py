@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["load_arrays", "save_arrays"]
 
 _METADATA = "__metadata__"
+_CHECKSUM = "crc32"  # in the metadata
 _FORMATS = (".safetensors", ".npz")
 _HEADER_LIMIT = 100_000_000  # bytes, that of other readers of the format
 _DTYPES = {
@@ -63,7 +65,7 @@ def save_arrays(
     arrays : mapping of str to ndarray
         Of bool, (u)int8 to 64 or float16 to 64; of any shape, byte order and strides.
     metadata : mapping of str to str, optional
-        What else is to be remembered.
+        What else is to be remembered; the name ``crc32`` is taken.
 
     Raises
     ------
@@ -78,7 +80,9 @@ def save_arrays(
     -----
     A ``.safetensors`` file [1]_ is the length of its header (8 bytes, little-endian), the header
     (JSON: dtype, shape and place of each array), and the numbers (little-endian, in C order). In a
-    ``.npz`` file, the array ``__metadata__`` is the metadata as JSON.
+    ``.npz`` file, the array ``__metadata__`` is the metadata as JSON. Among the metadata, ``crc32``
+    is a checksum of all else: the CRC-32 of a JSON list of the metadata and, by name, of the names,
+    dtypes and shapes, followed by the numbers in that order.
 
     References
     ----------
@@ -97,6 +101,7 @@ def save_arrays(
     suffix = _suffix(path)
     checked = _check_arrays(arrays)
     texts = _check_metadata({} if metadata is None else metadata)
+    texts[_CHECKSUM] = _checksum(checked, texts)
     with _replacing(path) as file:
         if suffix == ".npz":
             _write_npz(file, checked, texts)
@@ -122,7 +127,8 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
     Raises
     ------
     ValueError
-        If the file is damaged or holds something else.
+        If the file is damaged or holds something else. Numbers that were changed are noticed in
+        files of `save_arrays`, which have a checksum.
     OSError
         If it cannot be opened.
 
@@ -141,7 +147,13 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
     suffix = _suffix(path)
     with open(path, "rb") as file:
         try:
-            return _read_npz(file) if suffix == ".npz" else _read_safetensors(file)
+            arrays, metadata = _read_npz(file) if suffix == ".npz" else _read_safetensors(file)
+            expected = metadata.pop(_CHECKSUM, None)
+            _require(
+                expected is None or expected == _checksum(arrays, metadata),
+                "damaged, as the checksum is another one",
+            )
+            return arrays, metadata
         except Exception as error:  # of zipfile, of JSON, of NumPy: there is no end of kinds
             raise ValueError(f"{os.fspath(path)}: not a sound {suffix} file: {error}") from error
 
@@ -172,6 +184,17 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
+    """Return the checksum of what a file holds, in whatever order."""
+    order = sorted(arrays)
+    entries = [[name, _code(arrays[name].dtype), list(arrays[name].shape)] for name in order]
+    value = zlib.crc32(json.dumps([sorted(metadata.items()), entries]).encode())
+    for name in order:
+        little = arrays[name].dtype.newbyteorder("<")
+        value = zlib.crc32(np.asarray(arrays[name], little, order="C").data, value)
+    return f"{value:08x}"
+
+
 def _check_text(label: str, text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{label}: expected text, got {text!r}")
@@ -186,6 +209,8 @@ def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(metadata, Mapping):
         kind = type(metadata).__name__
         raise TypeError(f"metadata: expected a mapping of names to text, got {kind}")
+    if _CHECKSUM in metadata:
+        raise ValueError(f"metadata: expected another name than {_CHECKSUM!r}")
     return {
         _check_text("metadata", name): _check_text(f"metadata[{name!r}]", text)
         for name, text in metadata.items()
@@ -211,9 +236,13 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
     return checked
 
 
+def _code(dtype: np.dtype[Any]) -> str | None:
+    return _CODES.get(dtype.newbyteorder("<").str)
+
+
 def _known(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the little-endian form of one of the dtypes, or raise a TypeError."""
-    code = _CODES.get(dtype.newbyteorder("<").str)
+    code = _code(dtype)
     if code is None:
         raise TypeError(f"{label}: expected bool, (u)int8 to 64 or float16 to 64, got {dtype}")
     return _DTYPES[code]
@@ -250,7 +279,7 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
     for name in order:
         places[name] = [end, end + arrays[name].nbytes]
         end += arrays[name].nbytes
-    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    header: dict[str, Any] = {_METADATA: metadata}
     for name, array in arrays.items():
         header[name] = {
             "dtype": _CODES[array.dtype.str],
@@ -323,9 +352,8 @@ def _write_npz(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None
     import zipfile  # here, for `import fastrnn` is to be quick
 
     # Not numpy.savez, to which an array cannot have the name "file".
-    members = dict(arrays)
-    if metadata:
-        members[_METADATA] = np.array(json.dumps(metadata), dtype=np.str_)
+    # The checksum is in the first member, or damage could lose it with the end of a list of them.
+    members = {_METADATA: np.array(json.dumps(metadata), dtype=np.str_), **arrays}
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in members.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:

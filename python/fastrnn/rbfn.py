@@ -15,8 +15,8 @@ import numpy as np
 from fastrnn import functional
 from fastrnn.activations import softmax
 from fastrnn.estimators import ClassifierMixin, RegressorMixin
-from fastrnn.rbf.data import Rows, read_labels, read_targets
-from fastrnn.rbf.network import RadialNetwork
+from fastrnn.rbf.data import read_classes, read_labels, read_targets
+from fastrnn.rbf.network import RadialNetwork, all_or_nothing
 from fastrnn.rbf.output import temperature
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
         Widths r of all units, of each, or of each and each feature. "mean" is the mean distance of
         two centres, "nearest" for each unit twice the distance to the nearest other one, and "dmax"
         the largest distance over sqrt(2M), which in many dimensions leaves no unit active; that
-        warns. With "ols" and "greedy" a rule acts on k-means centres, and its mean is taken.
+        warns. For one or two features "nearest" is the sharper choice: the mean distance of centres
+        is large there, so that with 40 units in one dimension "mean" is too smooth. With "ols" and
+        "greedy" a rule acts on k-means centres, and its mean is taken.
     kernel : str, default "gaussian"
         With t = ‖x - c‖ / r: "gaussian" exp(-t²/2), so exp(-‖x - c‖² / (2r²)). Of the others r is
         1 / ``epsilon`` of ``scipy.interpolate.RBFInterpolator``: "multiquadric" sqrt(1 + t²),
@@ -60,7 +62,8 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
         there r = 1 / (sqrt(2)·``epsilon``).
     alpha : float >= 0 or "gcv", default 1e-3
         Penalty alpha·(sum of squared weights), added to the sum of squared errors. "gcv" chooses it
-        by generalised cross-validation.
+        by generalised cross-validation, in which a `sample_weight` of 2 is two observations if all
+        are integers, and otherwise each row is one.
     normalize : bool, default False
         Whether activations are divided by their sum.
     tail : bool, default False
@@ -75,7 +78,7 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
         epoch the weights of a ridge regression are solved for anew.
     learning_rate : float, default 0.03
         Of that, at its largest. Parameters are scaled so that the same suits most networks.
-    validation_fraction : float, default 0.1
+    validation_fraction : float in (0, 1), default 0.1
         Part of the rows that is kept, if there is fine-tuning.
     patience : int, default 10
         Epochs without a lower validation loss after which fine-tuning ends.
@@ -147,13 +150,15 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
         RBFNRegressor
             The estimator.
         """
-        rows, is_flat = read_targets(self, X, y, sample_weight, reset=True, minimum=2)
-        self._train(rows)
-        self._is_flat = is_flat
+        with all_or_nothing(self):
+            rows, self._is_flat = read_targets(self, X, y, sample_weight, reset=True, minimum=2)
+            self._train(rows)
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Go on with more rows: centres and widths stay those of the first call or of `fit`.
+
+        So do `kernel`, `normalize`, `tail`; if they were set anew, it raises.
 
         The weights are then those of the ridge regression on all rows so far, where there are at
         least as many as weights. Nothing is fine-tuned.
@@ -173,11 +178,12 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
             The estimator.
         """
         is_first = not hasattr(self, "weights_")
-        rows, is_flat = read_targets(self, X, y, sample_weight, reset=is_first, minimum=1)
-        if not is_first and (rows.Y.shape[1], is_flat) != (len(self.intercept_), self._is_flat):
-            raise ValueError(f"y: expected {len(self.intercept_)} output(s) as before")
-        self._continue(rows, is_first)
-        self._is_flat = is_flat
+        with all_or_nothing(self):
+            rows, is_flat = read_targets(self, X, y, sample_weight, reset=is_first, minimum=1)
+            if not is_first and (rows.Y.shape[1], is_flat) != (len(self.intercept_), self._is_flat):
+                raise ValueError(f"y: expected {len(self.intercept_)} output(s) as before")
+            self._continue(rows, is_first)
+            self._is_flat = is_flat
         return self
 
     def predict(self, X: Any) -> Array:
@@ -222,7 +228,8 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
         regression.
     output : {"ridge", "softmax"}, default "ridge"
         Whether the weights are a ridge regression on 1 for a row's class and 0 for the others, or
-        minimise the cross-entropy of the softmax of the outputs.
+        minimise the cross-entropy of the softmax of the outputs. With "softmax" the estimator, its
+        pickle and its file hold rows of the training, for `partial_fit`: up to 10 000.
     normalize, tail, goal
         As in `RBFNRegressor`.
     fine_tune, learning_rate, validation_fraction, patience, random_state
@@ -234,7 +241,7 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
         Labels, sorted.
     temperature_ : float
         With ``output="ridge"``: what outputs are multiplied by before a softmax makes probabilities
-        of them. It suits outputs that each row would get if it were left out.
+        of them. It suits outputs that each row would get if it alone were left out.
     centers_, widths_, weights_, intercept_, slopes_, alpha_, n_centers_
         As in `RBFNRegressor`.
     n_features_in_, feature_names_in_, cv_results_, history_, n_iter_
@@ -298,12 +305,12 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
     def _needs_inverse(self) -> bool:  # type: ignore[override]
         return self._output == "ridge"
 
-    def _calibrate(self, outputs: Array, rows: Rows, known: float = 0.0) -> None:
+    def _calibrate(self, outputs: Array, Y: Array, weights: Array, known: float = 0.0) -> None:
         before = self.temperature_ if known else 1.0
         self.temperature_ = 1.0
         if self._output == "ridge":
             # Of few new rows alone it could be anything: they count as the part that they are.
-            fresh = temperature(outputs, rows.Y, rows.weights)
+            fresh = temperature(outputs, Y, weights)
             self.temperature_ = float(before**known * fresh ** (1 - known))
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -323,10 +330,11 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
         RBFNClassifier
             The estimator.
         """
-        rows, classes = read_labels(self, X, y, sample_weight, None, reset=True, minimum=2)
-        self.temperature_ = 1.0
-        self._train(rows)
-        self.classes_ = classes
+        with all_or_nothing(self):
+            rows, classes = read_labels(self, X, y, sample_weight, None, reset=True, minimum=2)
+            self.temperature_ = 1.0
+            self._train(rows)
+            self.classes_ = classes
         return self
 
     def partial_fit(
@@ -338,10 +346,13 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
     ) -> Self:
         """Go on with more rows: centres and widths stay those of the first call or of `fit`.
 
+        So do `kernel`, `output`, `normalize`, `tail`; if they were set anew, it raises.
+
         With ``output="ridge"`` the weights are then those of the regression on all rows so far.
-        With "softmax" the cross-entropy of the new rows is minimised with a quadratic bound of that
-        of earlier ones: each call needs rows of all classes, mixed; sorted by class, a stream is
-        learnt much worse than at once. Nothing is fine-tuned.
+        With "softmax" they minimise the cross-entropy of the new rows and of those that the
+        estimator keeps. These are all earlier ones, up to 10 000 different ones. Of more it keeps a
+        sample, in which each class has its share, and whose weights make up for the others. Nothing
+        is fine-tuned.
 
         Parameters
         ----------
@@ -363,17 +374,16 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
         if is_first:
             if classes is None:
                 raise ValueError("classes: expected all labels in the first call of partial_fit")
-            known = np.unique(np.asarray(classes))
-            if len(known) < 2:
-                raise ValueError(f"classes: expected at least 2 classes, got {len(known)} class")
+            known = read_classes(classes)
         else:
             known = self.classes_
-            if classes is not None and not np.array_equal(np.unique(np.asarray(classes)), known):
+            if classes is not None and not np.array_equal(read_classes(classes), known):
                 raise ValueError("classes: expected those of the first call of partial_fit")
-        rows, _ = read_labels(self, X, y, sample_weight, known, reset=is_first, minimum=1)
-        self.temperature_ = getattr(self, "temperature_", 1.0)
-        self._continue(rows, is_first)
-        self.classes_ = known
+        with all_or_nothing(self):
+            rows, _ = read_labels(self, X, y, sample_weight, known, reset=is_first, minimum=1)
+            self.temperature_ = getattr(self, "temperature_", 1.0)
+            self._continue(rows, is_first)
+            self.classes_ = known
         return self
 
     def decision_function(self, X: Any) -> Array:

@@ -36,6 +36,7 @@ __all__ = [
 
 RULES = ("mean", "nearest", "dmax")
 _ROUNDS = 100  # of Lloyd's algorithm
+_ROUNDING = 1e-13  # of errors, in relation to targets
 _CANDIDATES = 1 << 25  # elements of the matrix that orthogonal least squares works on, 256 MB
 
 
@@ -212,6 +213,18 @@ def _principal_axis(centred: Array) -> Array:
     return np.asarray(axis * (np.sign(axis[np.abs(axis).argmax()]) or 1.0))
 
 
+def _normalised(Y: Array, goal: float) -> tuple[Array, float]:
+    """Return targets of which the largest is 1, whose squares are numbers, and a goal for them."""
+    largest = float(np.abs(Y).max()) or 1.0
+    return Y / largest, goal / largest / largest
+
+
+def _limit(goal: float, weights: Array, Y: Array) -> float:
+    """Return the sum of squared errors at which no more centres are taken."""
+    # Less than the second is rounding, and no unit explains it.
+    return max(goal * float(weights.sum()), _ROUNDING**2 * float(weights @ (Y**2).sum(axis=1)))
+
+
 def _basis(columns: Array) -> Array:
     """Return an orthonormal basis of what columns span."""
     u, s, _ = np.linalg.svd(columns, full_matrices=False)
@@ -232,7 +245,8 @@ def select_orthogonally(
     """Choose rows as centres by orthogonal least squares [1]_.
 
     Each time, the candidate is taken that explains most of what the units so far leave of the
-    targets, until there are M units, or the mean squared error is at most the goal.
+    targets, until there are M units, or the mean squared error is at most the goal or no more than
+    rounding.
 
     Parameters
     ----------
@@ -266,6 +280,7 @@ def select_orthogonally(
     .. [1] S. Chen, C. F. N. Cowan, P. M. Grant. Orthogonal least squares learning algorithm for
            radial basis function networks. IEEE Transactions on Neural Networks 2 (1991).
     """
+    Y, goal = _normalised(Y, goal)
     count = max(4 * M, _CANDIDATES // len(X))
     candidates = X if len(X) <= count else draw(X, weights, count, generator)
     root = np.sqrt(weights)[:, np.newaxis]
@@ -276,7 +291,7 @@ def select_orthogonally(
     original = (H**2).sum(axis=0)
     H -= basis @ (basis.T @ H)
     H -= basis @ (basis.T @ H)  # twice is enough, once is not
-    limit = goal * weights.sum()
+    limit = _limit(goal, weights, Y)
     chosen: list[int] = []
     while len(chosen) < min(M, len(candidates)) and (residual**2).sum() > limit:
         norms = np.einsum("ij,ij->j", H, H)
@@ -317,6 +332,7 @@ def select_greedily(
     ndarray (M, D)
         Centres, in the order in which they were chosen.
     """
+    Y, goal = _normalised(Y, goal)
     root = np.sqrt(weights)[:, np.newaxis]
     start = _basis(fixed * root)
     Q = np.empty((len(X), start.shape[1] + min(M, len(X))))
@@ -324,7 +340,7 @@ def select_greedily(
     used = start.shape[1]
     residual = Y * root
     residual -= start @ (start.T @ residual)
-    limit = goal * weights.sum()
+    limit = _limit(goal, weights, Y)
     left = np.ones(len(X), bool)
     chosen: list[int] = []
     while len(chosen) < M and left.any() and (residual**2).sum() > limit:

@@ -8,6 +8,7 @@ Letters: n rows, D features, k outputs or classes.
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Rows", "divide", "folds", "merge", "read_labels", "read_rows", "read_targets"]
+__all__ = [
+    "Rows",
+    "divide",
+    "finite_array",
+    "folds",
+    "merge",
+    "read_classes",
+    "read_labels",
+    "read_rows",
+    "read_targets",
+]
 
 _validate: Any = None
 _check_targets: Any = None
@@ -39,7 +50,8 @@ class Rows(NamedTuple):
 
     Equal rows were merged: their targets averaged, their weights summed, which leaves all least
     squares and cross-entropies the same but for a constant. So a weight of 2 does what a row does
-    that comes twice, and the order of the rows does not matter.
+    that comes twice, and the order of the rows does not matter. What merging hides is kept beside:
+    noise of the targets that no function of X explains, and how many rows there were.
 
     Attributes
     ----------
@@ -49,15 +61,21 @@ class Rows(NamedTuple):
         Targets; of classes their probabilities.
     weights : ndarray (n,)
         Above 0.
+    scatter : ndarray (n, k)
+        Roots of the weighted sums of squares of what merged targets differ from Y by.
+    counts : ndarray (n,)
+        Observations that each row stands for. Weights that are all integers are such counts.
     """
 
     X: Array
     Y: Array
     weights: Array
+    scatter: Array
+    counts: Array
 
     def take(self, which: NDArray[Any]) -> Rows:
         """Return some of the rows."""
-        return Rows(self.X[which], self.Y[which], self.weights[which])
+        return Rows(*(array[which] for array in self))
 
     def groups(self, has_classes: bool) -> NDArray[np.intp]:
         """Return the class of each row, or 0."""
@@ -85,10 +103,9 @@ def merge(X: Array, Y: Array, weights: Array | None) -> Rows:
 
     Examples
     --------
-    >>> merge(np.array([[1.0], [0.0], [1.0]]), np.array([[3.0], [5.0], [1.0]]), None)
-    Rows(X=array([[0.],
-           [1.]]), Y=array([[5.],
-           [2.]]), weights=array([1., 2.]))
+    >>> rows = merge(np.array([[1.0], [0.0], [1.0]]), np.array([[3.0], [5.0], [1.0]]), None)
+    >>> rows.X.tolist(), rows.Y.tolist(), rows.weights.tolist()
+    ([[0.0], [1.0]], [[5.0], [2.0]], [1.0, 2.0])
     """
     X = X + 0.0  # or -0 would differ from 0
     if weights is None:
@@ -96,17 +113,21 @@ def merge(X: Array, Y: Array, weights: Array | None) -> Rows:
     elif not weights.all():
         kept = weights > 0
         X, Y, weights = X[kept], Y[kept], weights[kept]
+    counts = weights if np.all(weights == np.rint(weights)) else np.ones(len(X))
     # As bytes, a row is compared at once.
     keys = np.ascontiguousarray(X).view(np.dtype((np.void, X.shape[1] * 8))).ravel()
     order = np.argsort(keys, kind="stable")
-    X, Y, weights = X[order], Y[order], weights[order]
+    X, Y, weights, counts = X[order], Y[order], weights[order], counts[order]
     is_new = np.append(True, np.any(X[1:] != X[:-1], axis=1))
     if is_new.all():
-        return Rows(X, Y, weights)
+        return Rows(X, Y, weights, np.zeros_like(Y), counts)
     starts = np.flatnonzero(is_new)
     totals = np.add.reduceat(weights, starts)
     means = np.add.reduceat(Y * weights[:, np.newaxis], starts) / totals[:, np.newaxis]
-    return Rows(X[starts], means, totals)
+    off = np.abs(Y - means[np.cumsum(is_new) - 1]) * np.sqrt(weights)[:, np.newaxis]
+    # Not as squares, which could be too large or too small for float64.
+    scatter = np.hypot.reduceat(off, starts)
+    return Rows(X[starts], means, totals, scatter, np.add.reduceat(counts, starts))
 
 
 def folds(
@@ -123,7 +144,15 @@ def divide(
 ) -> NDArray[np.bool_]:
     """Mark rows to validate with, about the same part of each group."""
     n = len(groups)
-    count = max(1, round(functional.number("validation_fraction", fraction, 0, 1) * n))
+    part = functional.number("validation_fraction", fraction, 0, 1)
+    if part in (0, 1):
+        raise ValueError(f"validation_fraction: expected a number > 0 and < 1, got {part}")
+    if n < 2:
+        raise ValueError(
+            f"fine_tune: expected rows that differ, so that some can validate, got {n} different"
+            " one, as equal rows are merged"
+        )
+    count = max(1, round(part * n))
     order = generator.permutation(n)
     order = order[np.argsort(groups[order], kind="stable")]
     held = np.zeros(n, bool)
@@ -139,6 +168,14 @@ def divide(
             f" got {fraction}"
         )
     return held
+
+
+def finite_array(name: str, expected: str, value: Any) -> Array:
+    """Return finite numbers, or raise an error that names the argument."""
+    array = np.asarray(functional.listed(name, expected, value))
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite {expected}, got {array.shape} {array.dtype}")
+    return array.astype(np.float64)
 
 
 def read_rows(estimator: Any, X: Any) -> Array:
@@ -208,6 +245,35 @@ def _weights(given: Any, n: int) -> Array | None:
     return _sample_weights(weights, n)
 
 
+def _check_kinds(name: str, labels: Any) -> None:
+    """Raise unless labels are of one kind; NumPy would make texts of numbers among texts."""
+    objects = np.dtype(object)
+    if getattr(labels, "dtype", objects) != objects:
+        return
+    kinds = set()
+    for label in np.asarray(labels, object).ravel():
+        is_number = isinstance(label, (numbers.Number, np.bool_))
+        kinds.add("number" if is_number else type(label).__name__)
+    if len(kinds) > 1:
+        found = ", ".join(sorted(kinds))
+        raise ValueError(f"{name}: expected labels of one kind, all texts or all numbers: {found}")
+
+
+def read_classes(given: Any) -> NDArray[Any]:
+    """Check the labels that there can be, and return them sorted."""
+    _check_kinds("classes", given)
+    labels = np.asarray(functional.listed("classes", "labels (k,)", given))
+    if labels.ndim != 1:
+        raise ValueError(f"classes: expected labels (k,), got {labels.shape}")
+    for label in labels.tolist():
+        if label is None or label != label:
+            raise ValueError(f"classes: expected labels, got {label}")
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise ValueError(f"classes: expected at least 2 classes, got {len(classes)} class")
+    return classes
+
+
 def read_labels(
     estimator: Any,
     X: Any,
@@ -222,6 +288,7 @@ def read_labels(
 
     `classes` are those that there can be, None for those of y, of which there have to be two.
     """
+    _check_kinds("y", y)
     if _validate is not None:
         X, y = _validate(estimator, X, y, reset=reset, dtype=np.float64, ensure_min_samples=minimum)
         _check_targets(y)

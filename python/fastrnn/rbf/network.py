@@ -1,40 +1,42 @@
-"""What both radial-basis-function estimators share: how a network is made, and its file.
+"""What both radial-basis-function estimators share: how a network is made and run.
 
 Letters: n rows, D features, M units, K columns (a constant, a tail, units), k outputs or classes.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import copy
 import math
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastrnn import functional, io
-from fastrnn.callbacks import History
+from fastrnn import functional
 from fastrnn.estimators import BaseEstimator, NotFittedError
 from fastrnn.estimators import _generator as to_generator
 from fastrnn.rbf import centers as rbf_centers
-from fastrnn.rbf.data import Rows, divide, folds, read_rows
+from fastrnn.rbf.data import Rows, divide, finite_array, folds, read_rows
+from fastrnn.rbf.files import SavedNetwork
+from fastrnn.rbf.memory import combine, thin
 from fastrnn.rbf.output import Factor, fit_softmax, orthogonal_complement
+from fastrnn.rbf.plots import draw_activations
 from fastrnn.rbf.tuning import tune
 from fastrnn.rbf.units import KERNELS, Units, row_blocks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
     Array = NDArray[np.float64]
 
-__all__ = ["RadialNetwork"]
+__all__ = ["RadialNetwork", "all_or_nothing"]
 
 _CENTERS = ("kmeans", "random", "pca", "ols", "greedy", "all")
 _COUNTS = (5, 10, 20, 50, 100, 200, 500)  # what n_centers="cv" tries
-_FORMAT = "fastrnn RBFN 1"
 
 
 class _Transformer:
@@ -69,6 +71,17 @@ else:
         from sklearn.base import TransformerMixin
     except ModuleNotFoundError:
         TransformerMixin = _Transformer
+
+
+@contextlib.contextmanager
+def all_or_nothing(estimator: Any) -> Iterator[None]:
+    """Leave an estimator as it was if anything goes wrong."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:  # an interrupt, too
+        estimator.__dict__ = before
+        raise
 
 
 class _Network(NamedTuple):
@@ -120,9 +133,28 @@ class _Network(NamedTuple):
         return orthogonal_complement(self.beside(self.units.centers))
 
 
+class _Earlier(NamedTuple):
+    """What a network knows when more rows come.
+
+    Attributes
+    ----------
+    factor : Factor
+        Of earlier rows.
+    coefficients : ndarray (K, k)
+        Found with them.
+    rows : Rows
+        Of softmax all that are remembered, with the new ones.
+    """
+
+    factor: Factor
+    coefficients: Array
+    rows: Rows
+
+
 class _Options(NamedTuple):
     """Checked arguments of the constructor."""
 
+    output: str
     kernel: str
     normalize: bool
     tail: bool
@@ -131,11 +163,10 @@ class _Options(NamedTuple):
     fine_tune: int
 
 
-class RadialNetwork(TransformerMixin, BaseEstimator):
+class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
     """What both estimators share."""
 
     _output = "ridge"
-    n_features_in_: int
 
     def __init__(
         self,
@@ -173,13 +204,12 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         gcv = isinstance(self.alpha, str)
         if gcv:
             functional.choice("alpha", self.alpha, ("gcv",))
-        elif self.alpha == math.inf:
-            raise ValueError("alpha: expected a finite number >= 0, got inf")
         return _Options(
+            self._output,
             functional.choice("kernel", self.kernel, tuple(KERNELS)),
             functional.boolean("normalize", self.normalize),
             functional.boolean("tail", self.tail),
-            None if gcv else functional.number("alpha", self.alpha, 0),
+            None if gcv else _finite("alpha", self.alpha),
             functional.number("goal", self.goal, 0),
             functional.integer("fine_tune", self.fine_tune, 0),
         )
@@ -209,7 +239,7 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
             else:
                 centers = _spread_centers(method, rows, M, rng)
         else:
-            centers = _array("centers", "numbers (M, D)", given)
+            centers = finite_array("centers", "numbers (M, D)", given)
             if centers.ndim != 2 or not len(centers) or centers.shape[1] != rows.X.shape[1]:
                 raise ValueError(
                     f"centers: expected (M, {rows.X.shape[1]}) float64, got {centers.shape}"
@@ -243,6 +273,13 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         return len(rows.X) if isinstance(self.centers, str) and self.centers == "all" else M
 
     def _cross_validated_count(self, rows: Rows, rng: np.random.Generator) -> int:
+        if not isinstance(self.width, str):
+            shape = finite_array("width", "numbers > 0", self.width).shape
+            if shape[:1] not in ((), (1,)):
+                raise ValueError(
+                    f"width: expected a rule, one number or (1, {rows.X.shape[1]}) for"
+                    f" n_centers='cv', got widths of {shape[0]} units"
+                )
         parts = folds(rows.groups(self._has_classes), min(5, len(rows.X)), rng)
         smallest = len(rows.X) - max(len(part) for part in parts)
         if len(parts) < 2:  # one row alone, many times perhaps
@@ -276,23 +313,20 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         self,
         network: _Network,
         rows: Rows,
-        earlier: tuple[Factor, Array] | None = None,
+        earlier: _Earlier | None = None,
         *,
         inverse: bool = False,
         is_start: bool = False,
     ) -> tuple[Array, float, tuple[Factor, Array | None]]:
         """Return coefficients, alpha, and the factor of all rows with its inverse.
 
-        `earlier` are the factor of earlier rows, which is added to, and the coefficients of them.
-        `is_start` tells that the coefficients are only to start from, and so not constrained.
+        The factor of earlier rows is added to. `is_start` tells that the coefficients are only to
+        start from, and so not constrained.
         """
         alpha = self._options().alpha
         is_softmax = self._output == "softmax"
         K = network.fixed + len(network.units)
-        penalty = np.eye(K)
-        penalty[0, 0] = 0
-        old = None if earlier is None else earlier[0].R[:, :K].copy()
-        factor = network.factor(rows, None if earlier is None else earlier[0])
+        factor = network.factor(rows, None if earlier is None else earlier.factor)
         basis = None if is_softmax or is_start else network.basis(factor.rows)
         fit = factor.ridge(alpha, basis, inverse=inverse or is_softmax)
         if is_softmax and alpha is None:  # classes that can be told apart for sure need more
@@ -301,14 +335,11 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         coefficients = fit.coefficients
         if is_softmax:
             assert fit.inverse is not None
-            start: Array = np.zeros_like(coefficients) if earlier is None else earlier[1]
-            curvature = fit.alpha * penalty
-            if old is not None:
-                # The cross-entropy of earlier rows is bent by at most half of their Gram matrix,
-                # and has no slope where it is smallest.
-                curvature += 0.5 * old.T @ old
+            start: Array = np.zeros_like(coefficients)
+            if earlier is not None:
+                rows, start = earlier.rows, earlier.coefficients
             coefficients = fit_softmax(
-                network.columns(rows.X), rows.Y, rows.weights, curvature, fit.inverse, start
+                network.columns(rows.X), rows.Y, rows.weights, fit.alpha, fit.inverse, start
             )
         return coefficients, fit.alpha, (factor, fit.inverse)
 
@@ -341,18 +372,19 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
                 alpha=alpha,
                 is_softmax=self._output == "softmax",
                 epochs=options.fine_tune,
-                learning_rate=self.learning_rate,
+                learning_rate=_finite("learning_rate", self.learning_rate),
                 patience=functional.integer("patience", self.patience, 1),
                 generator=rng,
             )
             self.n_iter_ = self.history_.epochs[-1]
             network = network._replace(units=units)
-            self._calibrate(_outputs(network, coefficients, validation.X), validation)
+            outputs = _outputs(network, coefficients, validation.X)
+            self._calibrate(outputs, validation.Y, validation.weights)
             factor = network.factor(rows)  # for partial_fit
         elif self._needs_inverse:
             assert inverse is not None
-            self._calibrate(_left_out(network, coefficients, inverse, rows), rows)
-        self._keep(network, coefficients, alpha, factor)
+            self._calibrate(*_left_out(network, coefficients, inverse, rows))
+        self._keep(network, coefficients, alpha, factor, rows)
 
     def _continue(self, rows: Rows, is_first: bool) -> None:
         """Go on with more rows."""
@@ -360,29 +392,59 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
             for name in ("cv_results_", "history_", "n_iter_"):
                 vars(self).pop(name, None)
             rng = to_generator(self.random_state)
-            network = self._hidden_layer(rows, self._count(rows, rng), rng)
-            earlier = None
+            M = self._count(rows, rng)
+            network = self._hidden_layer(rows, M, rng)
+            if isinstance(self.centers, str) and len(rows.X) < M:
+                warnings.warn(
+                    f"n_centers: the first call of partial_fit has {len(rows.X)} different rows,"
+                    f" fewer than {M}, and so the network keeps {len(network.units)} centres for"
+                    " ever; start with more rows, or give an array as centers",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            everything, earlier = rows, None
         else:
+            self._check_unchanged()
             network = self._network()
-            earlier = (self._copied_factor(), self._coefficients())
-        before = 0 if earlier is None else earlier[0].rows
+            everything = rows if self._memory is None else combine(self._memory, rows)
+            earlier = _Earlier(copy.copy(self._factor), self._coefficients(), everything)
+        before = 0.0 if earlier is None else earlier.factor.observations
         needed = self._needs_inverse
         coefficients, alpha, (factor, inverse) = self._solve(network, rows, earlier, inverse=needed)
         if needed:
             assert inverse is not None
-            known = before / (before + len(rows.X))
-            self._calibrate(_left_out(network, coefficients, inverse, rows), rows, known)
-        self._keep(network, coefficients, alpha, factor)
+            left_out = _left_out(network, coefficients, inverse, rows)
+            self._calibrate(*left_out, before / factor.observations)
+        self._keep(network, coefficients, alpha, factor, everything)
+
+    def _check_unchanged(self) -> None:
+        """Raise if parameters were set that a fitted network cannot follow."""
+        options = self._options()
+        kernel, normalize = self._kind
+        fitted = {
+            "output": self._objective,
+            "kernel": kernel,
+            "normalize": normalize,
+            "tail": self.slopes_ is not None,
+        }
+        for name, value in fitted.items():
+            if getattr(options, name) != value:
+                raise ValueError(
+                    f"{name}: expected {value!r}, which the network was fitted with, got"
+                    f" {getattr(options, name)!r}; only fit can change it"
+                )
 
     _has_classes = False
     _needs_inverse = False
 
-    def _calibrate(self, outputs: Array, rows: Rows, known: float = 0.0) -> None:
+    def _calibrate(self, outputs: Array, Y: Array, weights: Array, known: float = 0.0) -> None:
         """Learn from outputs of rows that were left out; a part of all rows is known already."""
 
     # What is known after a fit.
 
-    def _keep(self, network: _Network, coefficients: Array, alpha: float, factor: Factor) -> None:
+    def _keep(
+        self, network: _Network, coefficients: Array, alpha: float, factor: Factor, rows: Rows
+    ) -> None:
         if not np.all(np.isfinite(coefficients)):
             raise ValueError(
                 "X: expected features, and widths, whose squares float64 can tell apart, got such"
@@ -394,15 +456,18 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         P = network.fixed
         self.weights_ = coefficients[P:]
         self.intercept_ = coefficients[0]
-        self.slopes_: Array | None = None
+        self.slopes_ = None
         if network.shift is not None:
             assert network.scale is not None
             self.slopes_ = coefficients[1:P] / network.scale[:, np.newaxis]
             self.intercept_ = coefficients[0] - network.shift @ self.slopes_
         # Not the parameters, which can be set after a fit.
+        self._objective = self._output
         self._kind = network.units.kernel_name, network.units.normalize
         self._tail = network.shift, network.scale
         self._factor = factor
+        # The factor tells least squares all about earlier rows, but not the cross-entropy.
+        self._memory = thin(rows, factor.rows) if self._output == "softmax" else None
 
     def _network(self) -> _Network:
         return _Network(self._units(), *self._tail)
@@ -424,11 +489,6 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
                 self.weights_,
             ]
         )
-
-    def _copied_factor(self) -> Factor:
-        copied = Factor(self._factor.columns, self.weights_.shape[1])
-        copied.R, copied.rows = self._factor.R, self._factor.rows
-        return copied
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "weights_")
@@ -512,165 +572,16 @@ class RadialNetwork(TransformerMixin, BaseEstimator):
         D = self.n_features_in_
         if D > 2:
             raise ValueError(f"plot_activations: expected a fit to 1 or 2 features, got {D}")
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError("plot_activations needs matplotlib: pip install matplotlib") from None
-        if ax is None:
-            ax = Figure(figsize=(5, 3.6), layout="constrained").subplots()
-        count = functional.integer("resolution", resolution, 2)
-        low, high = self.centers_.min(axis=0), self.centers_.max(axis=0)
-        margin = 0.15 * (high - low) + 0.1 * float(self.widths_.mean())
-        axes = [np.linspace(a, b, count) for a, b in zip(low - margin, high + margin, strict=True)]
-        units = self._units()
-        if D == 1:
-            ax.plot(axes[0], units(axes[0][:, np.newaxis]), linewidth=1)
-            ax.plot(self.centers_[:, 0], np.zeros(len(units)), "k|")
-            ax.set(xlabel="x", ylabel="activation")
-        else:
-            grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-            largest = units(grid).max(axis=1).reshape(count, count)
-            shown = ax.pcolormesh(*axes, largest, shading="nearest", cmap="viridis")
-            ax.figure.colorbar(shown, ax=ax, label="largest activation")
-            ax.plot(*self.centers_.T, "w.", markersize=4)
-            ax.set(xlabel="first feature", ylabel="second feature")
-        if path is not None:
-            ax.figure.savefig(path, dpi=150)
-        return ax.figure
+        return draw_activations(
+            self._units(), path, ax, functional.integer("resolution", resolution, 2)
+        )
 
-    # Files.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a file, without pickle.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            A file there is replaced.
-
-        Notes
-        -----
-        A `random_state` that is no integer is saved as None.
-        """
-        self._check_fitted()
-        arrays: dict[str, NDArray[Any]] = {
-            "centers": self.centers_,
-            "widths": self.widths_,
-            "weights": self.weights_,
-            "intercept": self.intercept_,
-            "factor": self._factor.R,
-        }
-        if self.slopes_ is not None:
-            arrays["slopes"] = self.slopes_
-            for name, value in zip(("shift", "scale"), self._tail, strict=True):
-                assert value is not None
-                arrays[name] = value
-        if hasattr(self, "history_"):
-            for name, value in self.history_.state_dict().items():
-                arrays[f"history/{name}"] = value
-        parameters = {}
-        for name, value in self.get_params().items():
-            if name == "random_state" and not isinstance(value, (int, np.integer)):
-                value = None
-            if isinstance(value, (list, tuple, np.ndarray)):
-                arrays[f"parameters/{name}"] = _array(name, "numbers", value)
-            else:
-                parameters[name] = value.item() if isinstance(value, np.generic) else value
-        metadata = {
-            "format": _FORMAT,
-            "class": type(self).__name__,
-            "parameters": json.dumps(parameters),
-            "state": json.dumps({"rows": self._factor.rows, "alpha": self.alpha_, **self._state()}),
-        }
-        io.save_arrays(path, arrays, metadata)
-
-    def _state(self) -> dict[str, Any]:
-        """Return what there is beside arrays of numbers."""
-        names = getattr(self, "feature_names_in_", None)
-        return {
-            "kernel": self._kind[0],
-            "normalize": self._kind[1],
-            "feature_names": None if names is None else [str(name) for name in names],
-            "cv_results": getattr(self, "cv_results_", None),
-        }
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            Where the file is.
-
-        Returns
-        -------
-        estimator
-            It predicts what the saved one did, and can go on with `partial_fit`.
-
-        Raises
-        ------
-        ValueError
-            If the file has another form or holds something else. Numbers that were damaged in a
-            safetensors file are not noticed, as it has no checksum.
-        """
-        arrays, metadata = io.load_arrays(path)
-        if metadata.get("format") != _FORMAT or metadata.get("class") != cls.__name__:
-            raise ValueError(
-                f"{path}: expected a file that {cls.__name__}.save wrote, got one of"
-                f" {metadata.get('class')!r} in format {metadata.get('format')!r}"
-            )
-        try:
-            return cls._restored(arrays, metadata)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: expected what save writes, got {error!r}") from error
-
-    @classmethod
-    def _restored(cls, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Self:
-        parameters = json.loads(metadata["parameters"])
-        state = json.loads(metadata["state"])
-        for name, array in arrays.items():
-            if name.startswith("parameters/"):
-                parameters[name.partition("/")[2]] = array
-        estimator = cls(**parameters)
-        M, D = arrays["centers"].shape
-        k = len(arrays["intercept"])
-        has_tail = "slopes" in arrays
-        P = 1 + D if has_tail else 1
-        expected = {"weights": (M, k), "intercept": (k,)}
-        if has_tail:
-            expected |= {"slopes": (D, k), "shift": (D,), "scale": (D,)}
-        for name, shape in expected.items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name}: expected {shape}, got {arrays[name].shape}")
-        if arrays["widths"].shape not in ((M,), (M, D)):
-            raise ValueError(f"widths: expected {(M,)} or {(M, D)}, got {arrays['widths'].shape}")
-        if arrays["factor"].ndim != 2 or arrays["factor"].shape[1] != P + M + k:
-            raise ValueError(f"factor: expected (rows, {P + M + k}), got {arrays['factor'].shape}")
-        estimator.centers_, estimator.widths_ = arrays["centers"], arrays["widths"]
-        estimator.weights_, estimator.intercept_ = arrays["weights"], arrays["intercept"]
-        estimator.slopes_ = arrays.get("slopes")
-        kernel = functional.choice("kernel", state["kernel"], tuple(KERNELS))
-        estimator._kind = kernel, functional.boolean("normalize", state["normalize"])
-        estimator._tail = arrays.get("shift"), arrays.get("scale")
-        estimator.n_centers_, estimator.n_features_in_ = M, D
-        estimator.alpha_ = functional.number("alpha", state["alpha"], 0)
-        estimator._factor = Factor(P + M, k)
-        estimator._factor.R = arrays["factor"]
-        estimator._factor.rows = functional.integer("rows", state["rows"], 1)
-        history = {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith("history/")}
-        if history:
-            estimator.history_ = History()
-            estimator.history_.load_state_dict(history)
-            estimator.n_iter_ = estimator.history_.epochs[-1]
-        estimator._set_state(state)
-        return estimator
-
-    def _set_state(self, state: Mapping[str, Any]) -> None:
-        if state["feature_names"] is not None:
-            self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
-        if state["cv_results"] is not None:
-            self.cv_results_ = state["cv_results"]
+def _finite(name: str, value: Any) -> float:
+    number = functional.number(name, value, 0)
+    if number == math.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got inf")
+    return number
 
 
 def _outputs(network: _Network, coefficients: Array, X: Array) -> Array:
@@ -682,15 +593,31 @@ def _outputs(network: _Network, coefficients: Array, X: Array) -> Array:
     return outputs
 
 
-def _left_out(network: _Network, coefficients: Array, inverse: Array, rows: Rows) -> Array:
-    """Return the outputs (n, k) that each row would get from a ridge fit to the others."""
-    outputs = np.empty_like(rows.Y)
+def _left_out(
+    network: _Network, coefficients: Array, inverse: Array, rows: Rows
+) -> tuple[Array, Array, Array]:
+    """Return the outputs that observations would get from a ridge fit to the others.
+
+    Of a row that was merged from many, one is left out at a time: the others stay, and tell what
+    there is at that place. Rows of many classes are returned once for each class.
+
+    Returns
+    -------
+    outputs, Y : ndarray (m, k)
+        Outputs, and 1 for the class of each.
+    weights : ndarray (m,)
+        Weights.
+    """
+    outputs, leverage = np.empty_like(rows.Y), np.empty((len(rows.X), 1))
     for part in row_blocks(len(rows.X), inverse.shape[0]):
         A = network.columns(rows.X[part])
-        leverage = (rows.weights[part] * ((A @ inverse) ** 2).sum(axis=1))[:, np.newaxis]
-        errors = (rows.Y[part] - A @ coefficients) / np.maximum(1 - leverage, 1e-8)
-        outputs[part] = rows.Y[part] - np.clip(errors, -2, 2)
-    return outputs
+        outputs[part] = A @ coefficients
+        one = rows.weights[part] / rows.counts[part]
+        leverage[part, 0] = one * ((A @ inverse) ** 2).sum(axis=1)
+    row, label = np.nonzero(rows.Y)
+    Y = np.eye(rows.Y.shape[1])[label]
+    errors = (Y - outputs[row]) / np.maximum(1 - leverage[row], 1e-8)
+    return Y - np.clip(errors, -2, 2), Y, rows.weights[row] * rows.Y[row, label]
 
 
 def _spread_centers(method: str, rows: Rows, M: int, rng: np.random.Generator) -> Array:
@@ -704,14 +631,6 @@ def _spread_centers(method: str, rows: Rows, M: int, rng: np.random.Generator) -
     return rbf_centers.cluster(rows.X, rows.weights, M, rng)
 
 
-def _array(name: str, expected: str, value: Any) -> Array:
-    """Return finite numbers, or raise an error that names the argument."""
-    array = np.asarray(functional.listed(name, expected, value))
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite {expected}, got {array.shape} {array.dtype}")
-    return array.astype(np.float64)
-
-
 def _widths(width: Any, centers: Array, rows: Rows) -> Array:
     """Return widths (M,) or (M, D)."""
     M, D = centers.shape
@@ -719,9 +638,11 @@ def _widths(width: Any, centers: Array, rows: Rows) -> Array:
         rule = functional.choice("width", width, rbf_centers.RULES)
         _, scale = rows.statistics()
         return rbf_centers.width_rule(rule, centers, math.sqrt(float(scale @ scale)))
-    widths = _array("width", f"numbers > 0, (), ({M},) or ({M}, {D})", width)
+    widths = finite_array("width", f"numbers > 0, (), ({M},) or ({M}, {D})", width)
     if widths.shape not in ((), (1,), (M,), (M, 1), (1, D), (M, D)):
-        raise ValueError(f"width: expected (), ({M},) or ({M}, {D}) float64, got {widths.shape}")
+        raise ValueError(
+            f"width: expected (), ({M},) or ({M}, {D}) for {M} centres, got {widths.shape}"
+        )
     if not np.all(widths > 0):
         raise ValueError(f"width: expected numbers > 0, got {widths.min()}")
     if widths.ndim < 2 or widths.shape == (M, 1):

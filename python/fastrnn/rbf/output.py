@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Factor", "Fit", "fit_softmax", "orthogonal_complement", "temperature"]
 
 
+_BLOCKS = 1 << 24  # elements of matrices for conjugate gradients, 128 MB
+
+
 class Fit(NamedTuple):
     """Coefficients and what they were found with.
 
@@ -87,7 +90,9 @@ class Factor:
     R : ndarray (<= K + k, K + k)
         The factor of the columns followed by the targets.
     rows : int
-        Rows so far.
+        Rows so far, equal ones of a call counted once.
+    observations : float
+        What they stand for.
 
     Examples
     --------
@@ -104,20 +109,42 @@ class Factor:
         self.columns = columns
         self.R: Array = np.zeros((0, columns + outputs))
         self.rows = 0
+        self.observations = 0.0
 
-    def add(self, A: Array, Y: Array, weights: Array) -> None:
-        """Add rows (n, K), targets (n, k) and weights (n,)."""
+    def add(
+        self,
+        A: Array,
+        Y: Array,
+        weights: Array,
+        scatter: Array | None = None,
+        observations: float | None = None,
+    ) -> None:
+        """Add rows (n, K), targets (n, k) and weights (n,).
+
+        The scatter (k,) of merged targets, and how many observations the rows are, change only what
+        cross-validation chooses.
+        """
         root = np.sqrt(weights)[:, np.newaxis]
-        stacked = np.vstack([self.R, np.hstack([A * root, Y * root])])
-        self.R = _triangle(stacked)
+        stacked = [self.R, np.hstack([A * root, Y * root])]
+        if scatter is not None and scatter.any():
+            # It is an error of targets on which no column has a say.
+            stacked.append(np.hstack([np.zeros((len(scatter), self.columns)), np.diag(scatter)]))
+        self.R = _triangle(np.vstack(stacked))
         self.rows += len(A)
+        self.observations += len(A) if observations is None else observations
 
     def add_in_blocks(self, columns: Callable[[Array], Array], rows: Rows) -> None:
         """Add rows whose columns (n, K) a function makes, without ever having all columns."""
         size = max(64, 2 * self.columns)  # or triangles would be most of the work
         for start in range(0, len(rows.X), size):
             part = slice(start, start + size)
-            self.add(columns(rows.X[part]), rows.Y[part], rows.weights[part])
+            self.add(
+                columns(rows.X[part]),
+                rows.Y[part],
+                rows.weights[part],
+                np.hypot.reduce(rows.scatter[part]),
+                float(rows.counts[part].sum()),
+            )
 
     def ridge(
         self, alpha: float | None, basis: Array | None = None, *, inverse: bool = False
@@ -147,7 +174,7 @@ class Factor:
         if basis is not None:
             A = np.hstack([A[:, : -len(basis)], A[:, -len(basis) :] @ basis])
         if alpha is None:
-            alpha = _cross_validated(A, Y, self.rows)
+            alpha = _cross_validated(A, Y, self.observations)
         K = A.shape[1]
         penalty = math.sqrt(alpha) * np.eye(K)[1:]
         A = np.vstack([A, penalty])
@@ -170,12 +197,13 @@ def _inverse(R: Array) -> Array:
     return np.asarray(np.linalg.pinv(R)) if inverse is None else inverse
 
 
-def _cross_validated(A: Array, Y: Array, n: int) -> float:
+def _cross_validated(A: Array, Y: Array, n: float) -> float:
     """Return the penalty that minimises n·(squared errors) / (n - degrees of freedom)²."""
     # The first row of the factor is what the constant explains.
     R = _triangle(np.hstack([A, Y]))[1:]
     K = A.shape[1] - 1
     inner, targets = R[:, 1 : K + 1], R[:, K + 1 :]
+    targets = targets / np.maximum(np.abs(targets).max(axis=0, initial=0), 1e-300)
     total = (targets**2).sum(axis=0)
     total[total == 0] = 1
     u, s, _ = np.linalg.svd(inner, full_matrices=False)
@@ -204,9 +232,9 @@ def _cross_validated(A: Array, Y: Array, n: int) -> float:
 
 
 def fit_softmax(
-    A: Array, Y: Array, weights: Array, curvature: Array, inverse: Array, start: Array
+    A: Array, Y: Array, weights: Array, alpha: float, inverse: Array, start: Array
 ) -> Array:
-    """Minimise the weighted cross-entropy + a quadratic penalty of the way from the start.
+    """Minimise the weighted cross-entropy + alpha/2·(squares of all but the constant's weights).
 
     Parameters
     ----------
@@ -216,8 +244,8 @@ def fit_softmax(
         Probabilities of the classes.
     weights : ndarray of float64 (n,)
         Of the rows.
-    curvature : ndarray (K, K)
-        Matrix C of the penalty tr(dᵀ C d) / 2 of a way d.
+    alpha : float
+        Penalty.
     inverse : ndarray (K, r)
         Of the ridge regression `Fit` of the same: in its coordinates the curvature is about the
         same in all directions, which makes Newton's method with conjugate gradients [1]_ quick.
@@ -235,27 +263,37 @@ def fit_softmax(
            optimization. Mathematical Programming 26 (1983).
     """
     total = weights.sum()
-    problem = _Softmax(
-        A @ inverse, A @ start, Y, weights / total, inverse.T @ curvature @ inverse / total
-    )
+    problem = _Softmax(A @ inverse, Y, weights / total, alpha / total, inverse[1:])
+    # A start that is wrong for sure, as on a class that is new, is worse than none.
+    start = min(start, np.zeros_like(start), key=lambda start: problem.begin(A, start))
+    problem.begin(A, start)
     found, converged = problem.minimise()
     if not converged:
         warnings.warn(
             "alpha: the softmax weights have not converged; a larger alpha makes the problem"
             " easier",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     coefficients = start + inverse @ found
     return np.asarray(coefficients - coefficients.mean(axis=1, keepdims=True))
 
 
 class _Softmax:
-    """Cross-entropy as a function of coordinates v (r, k), with its derivatives."""
+    """Cross-entropy with penalty, as a function of coordinates v (r, k), with its derivatives."""
 
-    def __init__(self, B: Array, offset: Array, Y: Array, weights: Array, penalty: Array) -> None:
-        self.B, self.offset, self.Y, self.weights = B, offset, Y, weights[:, np.newaxis]
-        self.penalty = penalty
+    def __init__(self, B: Array, Y: Array, weights: Array, alpha: float, inverse: Array) -> None:
+        self.B, self.Y, self.weights = B, Y, weights[:, np.newaxis]
+        self.alpha = alpha
+        self.bent = alpha * inverse.T
+        self.penalty = self.bent @ inverse
+
+    def begin(self, A: Array, start: Array) -> float:
+        """Say which coefficients v = 0 means, and return the loss there."""
+        self.offset, self.slope = A @ start, self.bent @ start[1:]
+        return self.evaluate(np.zeros_like(self.slope))[0] + self.alpha / 2 * float(
+            (start[1:] ** 2).sum()
+        )
 
     def evaluate(self, v: Array) -> tuple[float, Array, Array]:
         """Return loss, gradient, and probabilities."""
@@ -266,8 +304,9 @@ class _Softmax:
         p /= sums
         bent = self.penalty @ v
         errors = self.Y * (np.log(sums) - logits)
-        loss = float((self.weights * errors).sum()) + 0.5 * float((v * bent).sum())
-        return loss, self.B.T @ (self.weights * (p - self.Y)) + bent, p
+        penalty = float((v * (0.5 * bent + self.slope)).sum())
+        gradient = self.B.T @ (self.weights * (p - self.Y)) + bent + self.slope
+        return float((self.weights * errors).sum()) + penalty, gradient, p
 
     def _curvature(self, p: Array, d: Array) -> Array:
         """Multiply the matrix of second derivatives by a direction."""
@@ -275,12 +314,34 @@ class _Softmax:
         t -= p * t.sum(axis=1, keepdims=True)
         return np.asarray(self.B.T @ (self.weights * t) + self.penalty @ d)
 
-    def _direction(self, gradient: Array, p: Array, tolerance: float) -> Array:
-        """Solve for Newton's direction by conjugate gradients, about."""
+    def _inverse_blocks(self, p: Array) -> Array:
+        """Return the inverses (k, r, r) of the second derivatives by the coordinates of a class."""
+        blocks = []
+        for q in p.T[:, :, np.newaxis]:
+            block = self.B.T @ (self.weights * q * (1 - q) * self.B) + self.penalty
+            block[np.diag_indices_from(block)] += 1e-12 * np.trace(block) + 1e-300
+            blocks.append(np.linalg.pinv(block, hermitian=True))
+        return np.array(blocks)
+
+    def _direction(
+        self, gradient: Array, p: Array, tolerance: float, is_hard: bool
+    ) -> tuple[Array, int]:
+        """Solve for Newton's direction by conjugate gradients, about; and count their steps."""
+        blocks = self._inverse_blocks(p) if is_hard else None
+
+        def conditioned(residual: Array) -> Array:
+            z = residual
+            if blocks is not None:
+                z = np.matmul(blocks, residual.T[:, :, np.newaxis])[:, :, 0].T
+            # What is the same for all classes changes nothing, and rounding is not to make it grow.
+            return np.asarray(z - z.mean(axis=1, keepdims=True))
+
         d, residual = np.zeros_like(gradient), -gradient
-        way, size = residual, float((residual**2).sum())
-        start = size
-        for _ in range(200):
+        way = conditioned(residual)
+        size = float((residual * way).sum())
+        start, steps = size, 0
+        while steps < 200:
+            steps += 1
             bent = self._curvature(p, way)
             curvature = float((way * bent).sum())
             if curvature <= 1e-16 * float((way**2).sum()):
@@ -288,28 +349,32 @@ class _Softmax:
             step = size / curvature
             d = d + step * way
             residual = residual - step * bent
-            before, size = size, float((residual**2).sum())
+            better = conditioned(residual)
+            before, size = size, float((residual * better).sum())
             if size <= tolerance**2 * start:
                 break
-            way = residual + size / before * way
-        return d if d.any() else -gradient
+            way = better + size / before * way
+        return (d if (d * gradient).sum() < 0 else -gradient), steps
 
     def minimise(self, rounds: int = 100) -> tuple[Array, bool]:
         """Return where the loss is smallest, and whether it was found."""
         v = np.zeros((self.B.shape[1], self.Y.shape[1]))
         loss, gradient, p = self.evaluate(v)
         first = float(np.linalg.norm(gradient)) + 1e-300
+        is_hard = False
         for _ in range(rounds):
-            norm = float(np.linalg.norm(gradient))
-            if norm <= 1e-5 * first:
-                return v, True
-            d = self._direction(gradient, p, min(0.1, math.sqrt(norm / first)))
-            descent, step = float((d * gradient).sum()), 1.0
+            tolerance = min(0.1, math.sqrt(float(np.linalg.norm(gradient)) / first))
+            d, steps = self._direction(gradient, p, tolerance, is_hard)
+            # The coordinates suit p that are all alike, and not those of rows told apart for sure.
+            is_hard = is_hard or (steps > 50 and v.size * len(v) <= _BLOCKS)
+            descent, step = float((d * gradient).sum()), 1.0  # twice what there is to gain
+            if descent >= -1e-12:
+                return v + d, True
             moved, found = v + d, self.evaluate(v + d)
             while found[0] > loss + 1e-4 * step * descent:
                 step /= 2
                 if step < 1e-6:  # rounding is all that is left
-                    return v, norm <= 1e-3 * first
+                    return v, descent >= -1e-8
                 moved = v + step * d
                 found = self.evaluate(moved)
             v, (loss, gradient, p) = moved, found

@@ -195,11 +195,18 @@ def prepare(
     )
 
 
-def _solved_anew(tuning: Tuning, parameters: dict[str, Array], rows: Rows, alpha: float) -> Tuning:
-    """Return a tuning that starts from units as they are, and a ridge regression on them."""
+def _solved_anew(
+    tuning: Tuning, parameters: dict[str, Array], rows: Rows, alpha: float
+) -> Tuning | None:
+    """Return a tuning that starts from units as they are, and a ridge regression on them.
+
+    None if activations are not finite.
+    """
     units, coefficients = tuning.network(parameters)
     factor = Factor(len(coefficients), rows.Y.shape[1])
     factor.add_in_blocks(lambda X: np.hstack([tuning.beside(X), units(X)]), rows)
+    if not np.isfinite(factor.R).all():
+        return None
     fit = factor.ridge(alpha, inverse=True)
     assert fit.inverse is not None
     return prepare(
@@ -207,6 +214,7 @@ def _solved_anew(tuning: Tuning, parameters: dict[str, Array], rows: Rows, alpha
     )
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # it ends with the first of those
 def tune(
     units: Units,
     beside: Callable[[Array], Array],
@@ -223,6 +231,8 @@ def tune(
     generator: np.random.Generator,
 ) -> tuple[Units, Array, History]:
     """Train a network with Adam, and return it as it was when it was best in validation.
+
+    A loss that is not finite, as of too large a learning rate, is the end of it.
 
     Parameters
     ----------
@@ -270,9 +280,13 @@ def tune(
                 _, gradients = tuning.gradients(parameters, train.take(part))
                 optimizer.update(parameters, gradients)
             if not is_softmax:
-                tuning = _solved_anew(tuning, parameters, train, alpha)
-                parameters = tuning.parameters()
+                anew = _solved_anew(tuning, parameters, train, alpha)
+                if anew is None:
+                    break
+                tuning, parameters = anew, anew.parameters()
         losses = tuning.evaluate(parameters, train), tuning.evaluate(parameters, validation)
+        if epoch and not np.isfinite(losses).all():
+            break
         history.on_epoch_end(None, epoch - 1, {"loss": losses[0], "val_loss": losses[1]})
         if losses[1] < best:
             best, waited = losses[1], 0
