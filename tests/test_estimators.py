@@ -11,7 +11,7 @@ from typing import Any
 import fastrnn
 import numpy as np
 import pytest
-from fastrnn.estimators import _divide
+from fastrnn.scikit import divide
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -217,7 +217,7 @@ def test_early_stopping_keeps_the_best(kind: Any, rng: Rng) -> None:
     ).fit(X, y)
     losses = estimator.history_["val_loss"]
     assert estimator.n_iter_ == len(losses) == int(np.argmin(losses)) + 1 + 3 < 100
-    rows, held_out = _divide(
+    rows, held_out = divide(
         y if kind is KINDS[0] else np.zeros(60, np.intp), 0.3, replayed(estimator)
     )
     assert estimator.mean_ == pytest.approx(X[rows].mean(axis=(0, 1)))  # of the others alone
@@ -239,16 +239,16 @@ def replayed(estimator: Any) -> Rng:
 
 def test_held_out_rows_are_stratified(rng: Rng) -> None:
     groups = rng.permutation(np.repeat([0, 1, 2], [70, 20, 10]))
-    rows, held_out = _divide(groups, 0.2, rng)
+    rows, held_out = divide(groups, 0.2, rng)
     assert sorted([*rows, *held_out]) == list(range(100))
     assert np.bincount(groups[held_out]).tolist() == [14, 4, 2]
-    other = _divide(groups, 0.2, rng)[1]
+    other = divide(groups, 0.2, rng)[1]
     assert not np.array_equal(held_out, other)
     with pytest.raises(ValueError, match="y: expected more sequences of each class"):
-        _divide(np.array([0, 1, 2, 3]), 0.5, rng)
+        divide(np.array([0, 1, 2, 3]), 0.5, rng)
     for fraction in (0.95, 1.0):
         with pytest.raises(ValueError, match="validation_fraction: expected a part of 4"):
-            _divide(np.zeros(4, np.intp), fraction, rng)
+            divide(np.zeros(4, np.intp), fraction, rng)
 
 
 # Habits of scikit-learn.

@@ -15,8 +15,19 @@ from fastrnn.truncation import Window, tbptt
 if TYPE_CHECKING:
     from fastrnn import callbacks, losses, metrics, optimizers
     from fastrnn.attention import Attention
+    from fastrnn.autoencoders import (
+        Autoencoder,
+        ContractiveAutoencoder,
+        ConvolutionalAutoencoder,
+        DenoisingAutoencoder,
+        GeometryRegularizedAutoencoder,
+        SequenceAutoencoder,
+        SparseAutoencoder,
+        VariationalAutoencoder,
+    )
     from fastrnn.callbacks import History
-    from fastrnn.containers import Residual
+    from fastrnn.containers import Channels, Residual
+    from fastrnn.convolution import Convolution, Flatten, Reshape, TransposedConvolution
     from fastrnn.diagnostics import GradientFlow, gradient_flow
     from fastrnn.estimators import SequenceClassifier, SequenceRegressor
     from fastrnn.layers import (
@@ -47,6 +58,18 @@ _HOMES = {
     "SequenceRegressor": "estimators",
     "GradientFlow": "diagnostics",
     "gradient_flow": "diagnostics",
+    "Autoencoder": "autoencoders",
+    "ContractiveAutoencoder": "autoencoders",
+    "ConvolutionalAutoencoder": "autoencoders",
+    "DenoisingAutoencoder": "autoencoders",
+    "GeometryRegularizedAutoencoder": "autoencoders",
+    "SequenceAutoencoder": "autoencoders",
+    "SparseAutoencoder": "autoencoders",
+    "VariationalAutoencoder": "autoencoders",
+    "Convolution": "convolution",
+    "Flatten": "convolution",
+    "Reshape": "convolution",
+    "TransposedConvolution": "convolution",
     "Activation": "layers",
     "BatchNorm": "layers",
     "Dense": "layers",
@@ -57,6 +80,7 @@ _HOMES = {
     "LayerNorm": "layers",
     "Pool": "layers",
     "Repeat": "layers",
+    "Channels": "containers",
     "Residual": "containers",
     "Sequential": "models",
     "Seq2Seq": "seq2seq",
@@ -77,11 +101,19 @@ __all__ = [
     "RNN",
     "Activation",
     "Attention",
+    "Autoencoder",
     "BatchNorm",
+    "Channels",
+    "ContractiveAutoencoder",
+    "Convolution",
+    "ConvolutionalAutoencoder",
+    "DenoisingAutoencoder",
     "Dense",
     "Dropout",
     "Embedding",
     "Ends",
+    "Flatten",
+    "GeometryRegularizedAutoencoder",
     "GradientFlow",
     "Gradients",
     "History",
@@ -93,14 +125,19 @@ __all__ = [
     "RBFNRegressor",
     "RecursiveNetwork",
     "Repeat",
+    "Reshape",
     "Residual",
     "Seq2Seq",
+    "SequenceAutoencoder",
     "SequenceClassifier",
     "SequenceRegressor",
     "Sequential",
+    "SparseAutoencoder",
     "Tape",
+    "TransposedConvolution",
     "TreeLSTM",
     "Trees",
+    "VariationalAutoencoder",
     "Vocabulary",
     "Window",
     "__version__",

@@ -9,9 +9,8 @@ Letters: n sequences, T steps, F features, k classes or outputs.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,11 +20,22 @@ from fastrnn.attention import Attention
 from fastrnn.callbacks import EarlyStopping
 from fastrnn.layers import Dense, Dropout, Ends, Last, Pool
 from fastrnn.models import Sequential
-from fastrnn.recurrent import GRU, LSTM, RNN
+from fastrnn.recurrent import CELLS
+from fastrnn.scikit import (
+    BaseEstimator,
+    ClassifierMixin,
+    NotFittedError,
+    RegressorMixin,
+    Sequences,
+    divide,
+    encode,
+    read_sequences,
+    sample_weights,
+    to_generator,
+    to_numbers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
@@ -33,162 +43,6 @@ if TYPE_CHECKING:
     from fastrnn.layer import Layer
 
 __all__ = ["SequenceClassifier", "SequenceRegressor"]
-
-
-class _Parameters:
-    """What scikit-learn's ``BaseEstimator`` gives, for where it is not installed."""
-
-    @classmethod
-    def _defaults(cls) -> dict[str, Any]:
-        parameters = inspect.signature(cls).parameters.values()
-        return {parameter.name: parameter.default for parameter in parameters}
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters by name.
-
-        Parameters
-        ----------
-        deep : bool, default True
-            Accepted as scikit-learn does; there are no estimators inside.
-
-        Returns
-        -------
-        dict of str to object
-            The arguments of the constructor.
-        """
-        return {name: getattr(self, name) for name in self._defaults()}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters.
-
-        Parameters
-        ----------
-        **params
-            Arguments of the constructor.
-
-        Returns
-        -------
-        estimator
-            The estimator.
-        """
-        known = self._defaults()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        values = self.get_params()
-        changed = [f"{k}={values[k]!r}" for k, v in self._defaults().items() if values[k] != v]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-
-class _Accuracy:
-    """What scikit-learn's ``ClassifierMixin`` gives, for where it is not installed."""
-
-    predict: Callable[..., NDArray[Any]]
-
-    def score(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> float:
-        """Return the part of the sequences whose class is found.
-
-        Parameters
-        ----------
-        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
-            Sequences.
-        y : labels (n,)
-            Their classes.
-        sample_weight : numbers (n,), optional
-            Weights of the sequences.
-
-        Returns
-        -------
-        float
-            Accuracy.
-        """
-        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
-
-
-class _R2:
-    """What scikit-learn's ``RegressorMixin`` gives, for where it is not installed."""
-
-    predict: Callable[..., NDArray[Any]]
-
-    def score(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> float:
-        """Return the coefficient of determination R², the mean of that of all outputs.
-
-        Parameters
-        ----------
-        X : array (n, T, F), (n, T), or list of (T_i, F) or (T_i,)
-            Sequences.
-        y : numbers (n,) or (n, k)
-            Their targets, which are not all equal.
-        sample_weight : numbers (n,), optional
-            Weights of the sequences.
-
-        Returns
-        -------
-        float
-            R², at most 1; 0 is what the mean of the targets gets.
-        """
-        y = np.asarray(y, np.float64)
-        centre = np.average(y, axis=0, weights=sample_weight)
-        errors = np.average((y - self.predict(X)) ** 2, axis=0, weights=sample_weight)
-        variance = np.average((y - centre) ** 2, axis=0, weights=sample_weight)
-        if np.any(variance == 0):
-            raise ValueError("y: expected targets that are not all equal")
-        return float(np.mean(1 - errors / variance))
-
-
-class _NotFittedError(ValueError, AttributeError):
-    """What scikit-learn's ``NotFittedError`` is, for where it is not installed."""
-
-
-if TYPE_CHECKING:
-    BaseEstimator = _Parameters
-    ClassifierMixin = _Accuracy
-    RegressorMixin = _R2
-    NotFittedError = _NotFittedError
-else:
-    try:
-        from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-        from sklearn.exceptions import NotFittedError
-    except ModuleNotFoundError:  # and not what a broken one raises
-        BaseEstimator, ClassifierMixin, RegressorMixin = _Parameters, _Accuracy, _R2
-        NotFittedError = _NotFittedError
-
-
-class _Sequences(NamedTuple):
-    """Sequences one after the other.
-
-    Attributes
-    ----------
-    steps : ndarray of float64 (sum of lengths, F)
-        Their steps.
-    lengths : ndarray of int64 (n,)
-        How many each has.
-    """
-
-    steps: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-
-    def take(self, rows: NDArray[np.intp]) -> _Sequences:
-        """Return some of the sequences."""
-        parts = np.split(self.steps, np.cumsum(self.lengths)[:-1])
-        return _Sequences(np.concatenate([parts[row] for row in rows]), self.lengths[rows])
-
-    def standardized(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> Any:
-        """Return what a network reads, (n, T, F), or a list of (T_i, F), of float32."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            steps = ((self.steps - mean) / scale).astype(np.float32)
-        if not np.isfinite(steps).all():
-            raise ValueError(
-                "X: expected numbers that fit float32 (after standardisation, if it is asked for),"
-                " got larger ones"
-            )
-        if np.all(self.lengths == self.lengths[0]):
-            return steps.reshape(len(self.lengths), -1, steps.shape[1])
-        return np.split(steps, np.cumsum(self.lengths)[:-1])
 
 
 def _statistics(
@@ -204,89 +58,6 @@ def _statistics(
     return mean, scale
 
 
-def _numbers(name: str, expected: str, value: Any) -> NDArray[np.float64]:
-    """Return finite numbers as float64, or raise an error that names the argument."""
-    if value is None:
-        raise ValueError(f"{name}: expected {expected}, got None: this estimator requires {name}")
-    if hasattr(value, "toarray"):
-        raise TypeError(f"{name}: expected {expected}, got sparse data; its toarray makes it dense")
-    array = np.asarray(functional.listed(name, expected, value))
-    if array.dtype.kind == "O" and array.ndim:  # rows of a table may come so
-        try:
-            array = array.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: expected {expected}: {error}") from None
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name}: expected {expected}, got {array.shape} {array.dtype}")
-    numbers = array.astype(np.float64, copy=False)
-    wrong = numbers[~np.isfinite(numbers)]
-    if wrong.size:
-        kind = "NaN" if np.isnan(wrong[0]) else "infinity"
-        raise ValueError(f"{name}: expected finite numbers, got {kind}")
-    return numbers
-
-
-def _read_sequences(X: Any) -> _Sequences:
-    """Read what people hand over as X."""
-    expected = "(n, T, F), (n, T), or a list of (T_i, F) or (T_i,)"
-    is_objects = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
-    items: Any
-    if is_objects or isinstance(X, (list, tuple)):
-        items = [_numbers("X", expected, item) for item in X]
-        axes = {item.ndim for item in items} or {1}
-    else:
-        items = _numbers("X", expected, X)
-        axes = {items.ndim - 1}
-    if axes not in ({1}, {2}):
-        shapes = getattr(items, "shape", f"sequences of {sorted(axes)} axes")
-        raise ValueError(f"X: expected {expected}, got {shapes}")
-    if not len(items):
-        raise ValueError("X: expected at least 1 sequence, got 0")
-    sequences = [item if item.ndim == 2 else item[:, np.newaxis] for item in items]
-    features = {sequence.shape[1] for sequence in sequences}
-    if len(features) > 1 or 0 in features:
-        raise ValueError(f"X: expected sequences of equally many features, got {sorted(features)}")
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    if not lengths.all():
-        raise ValueError(
-            f"X: expected sequences of at least 1 step, got 0 of sequence {lengths.argmin()}"
-        )
-    return _Sequences(np.concatenate(sequences), lengths)
-
-
-def _generator(random_state: Any) -> np.random.Generator:
-    """Return the source of randomness of a fit."""
-    if isinstance(random_state, np.random.RandomState):
-        return np.random.default_rng(random_state.randint(2**32, size=4, dtype=np.uint32))
-    return functional.generator("random_state", random_state)
-
-
-def _divide(
-    groups: NDArray[np.intp], fraction: float, generator: np.random.Generator
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Draw rows to validate with, the same part of each group but for rounding."""
-    n = len(groups)
-    count = max(1, round(functional.number("validation_fraction", fraction, 0, 1) * n))
-    if count >= n:
-        raise ValueError(
-            f"validation_fraction: expected a part of {n} sequences that leaves some on either"
-            f" side, got {fraction}"
-        )
-    order = generator.permutation(n)
-    order = order[np.argsort(groups[order], kind="stable")]
-    # Evenly spaced among sequences that are sorted by group.
-    chosen = np.zeros(n, bool)
-    chosen[((np.arange(count) + 0.5) * n / count).astype(np.intp)] = True
-    rest, validation = order[~chosen], order[chosen]
-    if len(np.unique(groups[rest])) < len(np.unique(groups)):
-        raise ValueError(
-            "y: expected more sequences of each class, got one whose sequences would all be kept"
-            " for early_stopping"
-        )
-    return np.sort(rest), np.sort(validation)
-
-
-_CELLS: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 _POOLINGS = ("last", "mean", "max", "attention")
 
 
@@ -339,11 +110,11 @@ class _SequenceEstimator(BaseEstimator):
     def _layers(self, features: int, outputs: int, generator: np.random.Generator) -> list[Layer]:
         """Return the layers of the network."""
         H = functional.integer("hidden_size", self.hidden_size, 1)
-        cell = functional.choice("cell", self.cell, tuple(_CELLS))
+        cell = functional.choice("cell", self.cell, tuple(CELLS))
         # The classic help to remember, see LSTM.
         options: dict[str, Any] = {"forget_bias": 1.0} if cell == "lstm" else {}
         dropout = functional.number("dropout", self.dropout, 0, 1)
-        layer = _CELLS[cell](
+        layer = CELLS[cell](
             features,
             H,
             self.num_layers,
@@ -379,7 +150,7 @@ class _SequenceEstimator(BaseEstimator):
 
     def _train(
         self,
-        sequences: _Sequences,
+        sequences: Sequences,
         targets: NDArray[Any],
         outputs: int,
         groups: NDArray[np.intp],
@@ -387,8 +158,8 @@ class _SequenceEstimator(BaseEstimator):
         class_weight: NDArray[np.float64] | None = None,
     ) -> None:
         """Train a network, and keep it when that is done."""
-        weights = _sample_weights(sample_weight, len(targets))
-        generator = _generator(self.random_state)
+        weights = sample_weights(sample_weight, len(targets))
+        generator = to_generator(self.random_state)
         features = sequences.steps.shape[1]
         mean, scale = np.zeros(features), np.ones(features)
         model = Sequential(self._layers(features, outputs, generator))
@@ -397,7 +168,7 @@ class _SequenceEstimator(BaseEstimator):
         validation, held_weights = None, None
         if functional.boolean("early_stopping", self.early_stopping):
             callbacks.append(EarlyStopping("val_loss", self.patience))
-            rows, others = _divide(groups, self.validation_fraction, generator)
+            rows, others = divide(groups, self.validation_fraction, generator)
             validation, held_out = sequences.take(others), targets[others]
             sequences, targets = sequences.take(rows), targets[rows]
             if weights is not None:
@@ -427,7 +198,7 @@ class _SequenceEstimator(BaseEstimator):
         """Return the outputs (n, k) of the network."""
         if not hasattr(self, "model_"):
             raise NotFittedError(f"{type(self).__name__}: call fit first")
-        sequences = _read_sequences(X)
+        sequences = read_sequences(X)
         if sequences.steps.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X: expected sequences of {self.n_features_in_} features, as fit was given, got"
@@ -442,20 +213,9 @@ class _SequenceEstimator(BaseEstimator):
         return tags
 
 
-def _check_count(sequences: _Sequences, y: NDArray[Any]) -> None:
+def _check_count(sequences: Sequences, y: NDArray[Any]) -> None:
     if len(y) != len(sequences.lengths):
         raise ValueError(f"y: expected {len(sequences.lengths)} targets, as X, got {len(y)}")
-
-
-def _sample_weights(given: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
-    if given is None:
-        return None
-    weights = _numbers("sample_weight", f"numbers >= 0 ({n},)", given)
-    if weights.shape != (n,):
-        raise ValueError(f"sample_weight: expected numbers >= 0 ({n},), got {weights.shape}")
-    if np.any(weights < 0) or not np.any(weights):
-        raise ValueError("sample_weight: expected numbers >= 0 that are not all 0")
-    return weights
 
 
 class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
@@ -605,8 +365,8 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         SequenceClassifier
             The estimator.
         """
-        sequences = _read_sequences(X)
-        classes, encoded = _encode(y)
+        sequences = read_sequences(X)
+        classes, encoded = encode(y)
         _check_count(sequences, encoded)
         weights = _class_weights(self.class_weight, classes, encoded)
         self._train(sequences, encoded, len(classes), encoded, sample_weight, weights)
@@ -660,29 +420,6 @@ class SequenceClassifier(ClassifierMixin, _SequenceEstimator):
         best = self._outputs(X).argmax(axis=1)
         labels: NDArray[Any] = self.classes_[best]
         return labels
-
-
-def _encode(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Return the sorted labels, and which of them each target is."""
-    if y is None:
-        raise ValueError("y: expected labels (n,), got None: a classifier requires y")
-    labels = np.asarray(functional.listed("y", "labels (n,)", y))
-    if labels.ndim != 1:
-        raise ValueError(f"y: expected labels (n,), got {labels.shape} {labels.dtype}")
-    if labels.dtype.kind == "f":
-        wrong = labels[~np.isfinite(labels) | (labels != np.floor(labels))]
-        if wrong.size:
-            raise ValueError(
-                f"y: expected labels, got {wrong[0]}. Unknown label type: continuous; numbers are"
-                " for SequenceRegressor"
-            )
-    try:
-        classes, encoded = np.unique(labels, return_inverse=True)
-    except TypeError as error:  # such as None among strings
-        raise ValueError(f"y: expected labels that can be sorted: {error}") from None
-    if len(classes) < 2:
-        raise ValueError(f"y: expected at least 2 classes, got {len(classes)} class")
-    return classes, encoded.astype(np.intp)
 
 
 def _class_weights(
@@ -758,8 +495,8 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
         SequenceRegressor
             The estimator.
         """
-        sequences = _read_sequences(X)
-        targets = _numbers("y", "numbers (n,) or (n, k)", y)
+        sequences = read_sequences(X)
+        targets = to_numbers("y", "numbers (n,) or (n, k)", y)
         if targets.ndim not in (1, 2) or (targets.ndim == 2 and not targets.shape[1]):
             raise ValueError(f"y: expected numbers (n,) or (n, k), got {targets.shape}")
         _check_count(sequences, targets)

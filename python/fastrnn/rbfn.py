@@ -14,10 +14,10 @@ import numpy as np
 
 from fastrnn import functional
 from fastrnn.activations import softmax
-from fastrnn.estimators import ClassifierMixin, RegressorMixin
 from fastrnn.rbf.data import read_classes, read_labels, read_targets
-from fastrnn.rbf.network import RadialNetwork, all_or_nothing
+from fastrnn.rbf.network import RadialNetwork
 from fastrnn.rbf.output import temperature
+from fastrnn.scikit import ClassifierMixin, RegressorMixin, all_or_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

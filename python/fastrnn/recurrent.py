@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Recurrent"]
 
 State = TypeVar("State")
 
@@ -922,3 +922,7 @@ class GRU(Recurrent[ndarray[Any, Any]]):
             dtype=dtype,
             device=device,
         )
+
+
+#: The layers by the names of their cells.
+CELLS: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}

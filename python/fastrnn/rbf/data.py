@@ -1,8 +1,5 @@
 """What people hand to radial-basis-function networks, checked and in a canonical form.
 
-With scikit-learn (1.6 or later) its own checks are used, so that its kinds of error are raised;
-without it small ones of the same kinds.
-
 Letters: n rows, D features, k outputs or classes.
 """
 
@@ -14,9 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import functional
-from fastrnn.estimators import _encode as encode
-from fastrnn.estimators import _numbers as to_numbers
-from fastrnn.estimators import _sample_weights
+from fastrnn.scikit import check_rows, encode, sample_weights, to_numbers, validate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,23 +21,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Rows",
     "divide",
-    "finite_array",
     "folds",
     "merge",
     "read_classes",
     "read_labels",
-    "read_rows",
     "read_targets",
 ]
 
-_validate: Any = None
 _check_targets: Any = None
-if not TYPE_CHECKING:
-    try:
-        from sklearn.utils.multiclass import check_classification_targets as _check_targets
-        from sklearn.utils.validation import validate_data as _validate
-    except ImportError:  # not there, or too old
-        _validate = None
+if validate is not None and not TYPE_CHECKING:
+    from sklearn.utils.multiclass import check_classification_targets as _check_targets
 
 
 class Rows(NamedTuple):
@@ -170,47 +158,12 @@ def divide(
     return held
 
 
-def finite_array(name: str, expected: str, value: Any) -> Array:
-    """Return finite numbers, or raise an error that names the argument."""
-    array = np.asarray(functional.listed(name, expected, value))
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite {expected}, got {array.shape} {array.dtype}")
-    return array.astype(np.float64)
-
-
-def read_rows(estimator: Any, X: Any) -> Array:
-    """Check rows that a fitted estimator is given."""
-    if _validate is not None:
-        rows: Array = _validate(estimator, X, reset=False, dtype=np.float64)
-        return rows
-    return _rows(estimator, X, reset=False, minimum=1)
-
-
-def _rows(estimator: Any, X: Any, *, reset: bool, minimum: int) -> Array:
-    rows = to_numbers("X", "(n, D)", X)
-    if rows.ndim != 2:
-        raise ValueError(f"X: expected (n, D), got {rows.shape}. Reshape your data")
-    n, D = rows.shape
-    if n < minimum:
-        raise ValueError(f"X: expected at least {minimum} sample(s), got {n} sample(s)")
-    if not D:
-        raise ValueError(f"X: expected at least 1 feature, got 0 feature(s) (shape={rows.shape})")
-    if reset:
-        estimator.n_features_in_ = D
-    elif estimator.n_features_in_ != D:
-        raise ValueError(
-            f"X has {D} features, but {type(estimator).__name__} is expecting"
-            f" {estimator.n_features_in_} features as input"
-        )
-    return rows
-
-
 def read_targets(
     estimator: Any, X: Any, y: Any, sample_weight: Any, *, reset: bool, minimum: int
 ) -> tuple[Rows, bool]:
     """Check rows with numbers, and return them with whether y has one axis."""
-    if _validate is not None:
-        X, y = _validate(
+    if validate is not None:
+        X, y = validate(
             estimator,
             X,
             y,
@@ -222,7 +175,7 @@ def read_targets(
         )
         targets = np.asarray(y, np.float64)
     else:
-        X = _rows(estimator, X, reset=reset, minimum=minimum)
+        X = check_rows(estimator, X, reset=reset, minimum=minimum)
         targets = to_numbers("y", "numbers (n,) or (n, k)", y)
         if targets.ndim not in (1, 2) or (targets.ndim == 2 and not targets.shape[1]):
             raise ValueError(f"y: expected numbers (n,) or (n, k), got {targets.shape}")
@@ -242,7 +195,7 @@ def _weights(given: Any, n: int) -> Array | None:
     weights = np.asarray(functional.listed("sample_weight", f"numbers >= 0 ({n},)", given))
     if weights.size and not weights.any():
         raise ValueError("sample_weight: expected weights that are not all zero")
-    return _sample_weights(weights, n)
+    return sample_weights(weights, n)
 
 
 def _check_kinds(name: str, labels: Any) -> None:
@@ -289,11 +242,11 @@ def read_labels(
     `classes` are those that there can be, None for those of y, of which there have to be two.
     """
     _check_kinds("y", y)
-    if _validate is not None:
-        X, y = _validate(estimator, X, y, reset=reset, dtype=np.float64, ensure_min_samples=minimum)
+    if validate is not None:
+        X, y = validate(estimator, X, y, reset=reset, dtype=np.float64, ensure_min_samples=minimum)
         _check_targets(y)
     else:
-        X = _rows(estimator, X, reset=reset, minimum=minimum)
+        X = check_rows(estimator, X, reset=reset, minimum=minimum)
     weights = _weights(sample_weight, len(X))
     if classes is None:
         classes, encoded = encode(y)

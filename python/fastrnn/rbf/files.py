@@ -12,9 +12,10 @@ import numpy as np
 
 from fastrnn import functional, io
 from fastrnn.callbacks import History
-from fastrnn.rbf.data import Rows, finite_array, merge
+from fastrnn.rbf.data import Rows, merge
 from fastrnn.rbf.output import Factor
 from fastrnn.rbf.units import KERNELS
+from fastrnn.scikit import finite_array
 
 if TYPE_CHECKING:
     import os

@@ -5,7 +5,6 @@ Letters: n rows, D features, M units, K columns (a constant, a tail, units), k o
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import warnings
@@ -14,74 +13,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import functional
-from fastrnn.estimators import BaseEstimator, NotFittedError
-from fastrnn.estimators import _generator as to_generator
 from fastrnn.rbf import centers as rbf_centers
-from fastrnn.rbf.data import Rows, divide, finite_array, folds, read_rows
+from fastrnn.rbf.data import Rows, divide, folds
 from fastrnn.rbf.files import SavedNetwork
 from fastrnn.rbf.memory import combine, thin
 from fastrnn.rbf.output import Factor, fit_softmax, orthogonal_complement
 from fastrnn.rbf.plots import draw_activations
 from fastrnn.rbf.tuning import tune
 from fastrnn.rbf.units import KERNELS, Units, row_blocks
+from fastrnn.scikit import (
+    BaseEstimator,
+    NotFittedError,
+    TransformerMixin,
+    finite_array,
+    read_rows,
+    to_generator,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
 
-__all__ = ["RadialNetwork", "all_or_nothing"]
+__all__ = ["RadialNetwork"]
 
 _CENTERS = ("kmeans", "random", "pca", "ols", "greedy", "all")
 _COUNTS = (5, 10, 20, 50, 100, 200, 500)  # what n_centers="cv" tries
-
-
-class _Transformer:
-    """What scikit-learn's ``TransformerMixin`` gives, for where it is not installed."""
-
-    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Array:
-        """Fit, and return the activations of the same rows.
-
-        Parameters
-        ----------
-        X : array (n, D)
-            Rows.
-        y : array (n,) or (n, k)
-            Their targets.
-        **fit_params
-            More arguments of ``fit``.
-
-        Returns
-        -------
-        ndarray (n, M)
-            Activations.
-        """
-        estimator: Any = self
-        activations: Array = estimator.fit(X, y, **fit_params).transform(X)
-        return activations
-
-
-if TYPE_CHECKING:
-    TransformerMixin = _Transformer
-else:
-    try:
-        from sklearn.base import TransformerMixin
-    except ModuleNotFoundError:
-        TransformerMixin = _Transformer
-
-
-@contextlib.contextmanager
-def all_or_nothing(estimator: Any) -> Iterator[None]:
-    """Leave an estimator as it was if anything goes wrong."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:  # an interrupt, too
-        estimator.__dict__ = before
-        raise
 
 
 class _Network(NamedTuple):

@@ -1,0 +1,1 @@
+"""Parts of the autoencoders: networks, loss terms, embeddings, files."""
