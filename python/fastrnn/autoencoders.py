@@ -35,7 +35,7 @@ from fastrnn.autoencoding.stochastic import (
     normal_parameters,
 )
 from fastrnn.recurrent import CELLS
-from fastrnn.scikit import Sequences, read_sequences, to_generator
+from fastrnn.scikit import Sequences, finite_number, read_sequences, to_generator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -200,16 +200,16 @@ class DenoisingAutoencoder(Autoencoder):
     noise: str = "gaussian"
     amount: float = 0.5
 
-    def _learn(self, inputs: Any) -> None:
-        self._range = float(inputs.min()), float(inputs.max())
+    def _learn(self, elements: Array) -> None:
+        self._range = float(elements.min()), float(elements.max())
 
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
         corruption = Corruption(
             functional.choice("noise", self.noise, CORRUPTIONS),
             self.amount,
             zero=-self.mean_ / self.scale_,
-            low=self._range[0],
-            high=self._range[1],
+            low=(self._range[0] - self.mean_) / self.scale_,
+            high=(self._range[1] - self.mean_) / self.scale_,
             seed=generator,
         )
         return {"corruption": corruption}
@@ -267,7 +267,7 @@ class SparseAutoencoder(Autoencoder):
     strength: float = 1.0
 
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
-        strength = functional.number("strength", self.strength, 0)
+        strength = finite_number("strength", self.strength)
         penalty: Penalty
         if functional.choice("penalty", self.penalty, ("kl", "l1")) == "l1":
             penalty = Activity(strength)
@@ -295,7 +295,7 @@ class ContractiveAutoencoder(Autoencoder):
     ----------
     n_components, hidden, activation, loss, epochs
         As in `Autoencoder`; here k is 64 by default, and `hidden` has to be ``()``.
-    strength : float, default 0.01
+    strength : float, default 0.003
         Factor of the penalty, the mean over the rows of that squared norm in units in which the
         data have variance 1.
     tied, code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
@@ -323,7 +323,7 @@ class ContractiveAutoencoder(Autoencoder):
     hidden: Any = ()
     _: KW_ONLY
     code_activation: str = "sigmoid"
-    strength: float = 0.01
+    strength: float = 0.003
 
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
         if len(encoder) > 1:
@@ -331,7 +331,7 @@ class ContractiveAutoencoder(Autoencoder):
                 f"hidden: expected (), as the penalty is that of one layer, got {self.hidden!r}"
             )
         layer: Any = encoder[0]
-        strength = functional.number("strength", self.strength, 0)
+        strength = finite_number("strength", self.strength)
         return {"penalty": Contraction(layer, strength)}
 
     def jacobian_norms(self, X: Any) -> NDArray[np.float64]:
@@ -370,8 +370,9 @@ class VariationalAutoencoder(AutoencoderBase):
         independent [2]_.
     warm_up : int, default 10
         Epochs in which that factor rises to `beta`, so that codes are used before they are pressed.
-    l1, l2, dropout, batch_norm, batch_size, learning_rate
-        As in `Autoencoder`. The loss is that of a feature, in nats.
+    code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
+        As in `Autoencoder`, but `code_activation` has to be "linear". The loss is that of a
+        feature, in nats.
     early_stopping, validation_fraction, patience, contamination, random_state, verbose
         As in `Autoencoder`.
 
@@ -416,7 +417,7 @@ class VariationalAutoencoder(AutoencoderBase):
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
         k = self.n_components
         # The loss of the reconstruction is a mean over the features.
-        weight = functional.number("beta", self.beta, 0) / self._features()
+        weight = finite_number("beta", self.beta) / self._features()
         return {
             "draw": Reparameterization(k, seed=generator),
             "penalty": Divergence(k, weight),
@@ -509,7 +510,7 @@ class GeometryRegularizedAutoencoder(Autoencoder):
         Factor of the mean squared distance of codes from the embedding, which is scaled to mean 0
         and variance 1.
     tied, code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
-        As in `Autoencoder`.
+        As in `Autoencoder`, but `code_activation` has to be "linear".
     early_stopping, validation_fraction, patience, contamination, random_state, verbose
         As in `Autoencoder`.
 
@@ -545,7 +546,7 @@ class GeometryRegularizedAutoencoder(Autoencoder):
 
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
         functional.choice("code_activation", self.code_activation, ("linear",))
-        return {"penalty": Geometry(functional.number("strength", self.strength, 0))}
+        return {"penalty": Geometry(finite_number("strength", self.strength))}
 
     def _targets(self, inputs: Any, targets: Any, generator: np.random.Generator) -> Any:
         rows = np.asarray(inputs, np.float64)
@@ -647,7 +648,13 @@ class ConvolutionalAutoencoder(AutoencoderBase):
         if reset:
             if axes <= 2:
                 layout = rows.shape[1:]
-                shape = self._shape_of_rows(rows.shape[1])
+            if axes <= 2 or self.image_shape is not None:
+                given = self._shape_of_rows(rows.shape[1])
+                if axes > 2 and given != shape:
+                    raise ValueError(
+                        f"image_shape: expected {shape}, as X has images, got {self.image_shape}"
+                    )
+                shape = given
             self.image_shape_, self._layout = tuple(map(int, shape)), tuple(map(int, layout))
         return rows
 

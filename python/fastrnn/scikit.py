@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "divide",
     "encode",
     "finite_array",
+    "finite_number",
     "read_rows",
     "read_sequences",
     "sample_weights",
@@ -273,6 +275,14 @@ def to_numbers(name: str, expected: str, value: Any) -> NDArray[np.float64]:
     return numbers
 
 
+def finite_number(name: str, value: Any) -> float:
+    """Return a finite number >= 0, or raise an error that names the argument."""
+    number = functional.number(name, value, 0)
+    if math.isinf(number):
+        raise ValueError(f"{name}: expected a finite number >= 0, got inf")
+    return number
+
+
 def finite_array(name: str, expected: str, value: Any) -> NDArray[np.float64]:
     """Return finite numbers, or raise an error that names the argument."""
     array = np.asarray(functional.listed(name, expected, value))
@@ -379,7 +389,12 @@ def divide(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Draw rows to validate with, the same part of each group but for rounding."""
     n = len(groups)
-    count = max(1, round(functional.number("validation_fraction", fraction, 0, 1) * n))
+    if n < 2:
+        raise ValueError(f"X: expected at least 2 samples to validate with some, got {n} sample")
+    part = functional.number("validation_fraction", fraction, 0, 1)
+    if part in (0, 1):
+        raise ValueError(f"validation_fraction: expected a number > 0 and < 1, got {part}")
+    count = max(1, round(part * n))
     if count >= n:
         raise ValueError(
             f"validation_fraction: expected a part of {n} sequences that leaves some on either"

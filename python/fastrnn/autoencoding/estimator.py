@@ -6,7 +6,7 @@ Letters: n rows, F features, k components.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fastrnn.scikit import (
     TransformerMixin,
     all_or_nothing,
     divide,
+    finite_number,
     read_rows,
     to_generator,
 )
@@ -83,8 +84,8 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         """Return more arguments of the `AutoencoderModel`."""
         return {}
 
-    def _learn(self, inputs: Any) -> None:
-        """Learn more from scaled rows before the network is made."""
+    def _learn(self, elements: Array) -> None:
+        """Learn more from all rows or steps before the network is made."""
 
     def _targets(self, inputs: Any, targets: Any, generator: np.random.Generator) -> Any:
         """Return targets of the decoder together with what codes are to be near to, if anything."""
@@ -144,7 +145,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         self.mean_, self.scale_ = _statistics(elements)
         self._fitted = self.get_params(deep=False)
         inputs = self._scaled(rows)
-        self._learn(inputs)
+        self._learn(elements)
         self.model_ = model = self._model(self._width(rows), generator)
         plain = inputs if loss == "mse" else self._like(rows, elements.astype(np.float32))
         targets = self._targets(inputs, plain, generator)
@@ -169,6 +170,11 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
             verbose=self.verbose,
         )
         model.eval()
+        if not all(np.isfinite(array).all() for array in model.parameters.values()):
+            raise ValueError(
+                "learning_rate: expected one with which the weights stay finite, got"
+                f" {self.learning_rate}"
+            )
         self.n_iter_ = len(self.history_.epochs)
         self.n_components_ = int(self.n_components)
         self.offset_ = float(np.percentile(self._scores(rows), 100 * contamination))
@@ -177,7 +183,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         """Return the learning rate: it rises over a twentieth of the updates, and falls to 0."""
         epochs = functional.integer("epochs", self.epochs, 1)
         batches = -(-n // functional.integer("batch_size", self.batch_size, 1))
-        highest = functional.number("learning_rate", self.learning_rate, 0)
+        highest = finite_number("learning_rate", self.learning_rate)
         cosine = optimizers.CosineDecay(highest, epochs * batches)
         return optimizers.WarmUp(cosine, max(1, epochs * batches // 20))
 
@@ -196,8 +202,8 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         return AutoencoderModel(
             encoder,
             decoder,
-            l1=functional.number("l1", self.l1, 0),
-            l2=functional.number("l2", self.l2, 0),
+            l1=finite_number("l1", self.l1),
+            l2=finite_number("l2", self.l2),
             **self._parts(encoder, generator),
         )
 
@@ -216,7 +222,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         """Return outputs of the decoder in units of the data."""
         if self._fitted["loss"] == "bce":
             return sigmoid(outputs)
-        return np.asarray(outputs * self.scale_ + self.mean_)
+        return np.asarray(outputs * self.scale_ + self.mean_, outputs.dtype)
 
     # Use.
 
@@ -428,6 +434,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         matplotlib.figure.Figure
             The figure.
         """
+        self._check_fitted()
         rows = self._take_first(X, functional.integer("limit", limit, 1))
         pairs = list(zip(self._pictures(rows), self._pictures(self.reconstruct(rows)), strict=True))
         if not self._draws_curves:
@@ -483,7 +490,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
         self._check_fitted()
         files.save(self, path)
 
-    _learnt: tuple[str, ...] = ("mean_", "scale_", "offset_", "n_features_in_")
+    _learnt: ClassVar[tuple[str, ...]] = ("mean_", "scale_", "offset_", "n_features_in_")
 
     def _state(self) -> dict[str, Any]:
         """Return what was learnt beside the parameters of the network."""

@@ -53,8 +53,8 @@ def _numbers(kind: str, values: Mapping[str, Any], arrays: dict[str, Any]) -> di
         if isinstance(value, np.generic):
             value = value.item()
         try:
-            json.dumps(value)
-        except TypeError:
+            value = json.loads(json.dumps(value, default=lambda v: v.item()))
+        except (TypeError, AttributeError):
             value = None  # a source of randomness, another estimator
         numbers[name] = value
     return numbers

@@ -244,7 +244,7 @@ def _halvings(n: int, kernel_size: int, count: int) -> list[_Halving]:
     for _ in range(count):
         # One pixel has no neighbours.
         kernel, stride = (kernel_size, 2) if n > 1 else (1, 1)
-        padding = (kernel - 1) // 2
+        padding = (kernel - 1 + n % 2) // 2
         small = (n + 2 * padding - kernel) // stride + 1
         extra = n - ((small - 1) * stride - 2 * padding + kernel)
         found.append(_Halving(kernel, stride, padding, small, extra))

@@ -107,6 +107,8 @@ class Sparsity(Penalty):
     def __init__(self, rho: float, weight: float = 1.0) -> None:
         super().__init__(weight)
         self.rho = functional.number("rho", rho, 0, 1)
+        if self.rho in (0, 1):
+            raise ValueError(f"rho: expected a number > 0 and < 1, got {rho}")
 
     def __call__(self, code: FloatArray, target: NDArray[Any] | None = None) -> Term:
         """Compute the term."""

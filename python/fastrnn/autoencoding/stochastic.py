@@ -68,7 +68,8 @@ class Corruption(Stateless):
     ) -> None:
         super().__init__()
         self.kind = functional.choice("noise", kind, CORRUPTIONS)
-        largest = np.inf if kind == "gaussian" else 1.0
+        # Of a standard deviation that is not finite nothing is left.
+        largest = float(np.finfo(np.float32).max) if kind == "gaussian" else 1.0
         self.amount = functional.number("amount", amount, 0, largest)
         self.zero, self.low, self.high = zero, low, high
         self._mask_seed = int(functional.generator("seed", seed).integers(2**62))
@@ -78,18 +79,20 @@ class Corruption(Stateless):
         """True: each element is on its own."""
         return True
 
-    def corrupted(self, x: FloatArray, generator: np.random.Generator) -> FloatArray:
-        """Return the input (..., F) with noise."""
+    def corrupted(
+        self, x: FloatArray, generator: np.random.Generator
+    ) -> tuple[FloatArray, NDArray[np.bool_] | None]:
+        """Return the input (..., F) with noise, and which elements were replaced, if any are."""
         if self.kind == "gaussian":
             noise = generator.standard_normal(x.shape, np.float32)
-            return np.asarray(x + (self.amount * noise).astype(x.dtype))
+            return np.asarray(x + (self.amount * noise).astype(x.dtype)), None
         drawn = generator.random(x.shape, np.float32)
-        if self.kind == "masking":
-            return np.where(drawn < self.amount, np.asarray(self.zero, x.dtype), x)
-        ends = np.where(
-            drawn < 0.5 * self.amount, np.asarray(self.low, x.dtype), np.asarray(self.high, x.dtype)
-        )
-        return np.where(drawn < self.amount, ends, x)
+        new = np.asarray(self.zero, x.dtype)
+        if self.kind == "salt_and_pepper":
+            low, high = np.asarray(self.low, x.dtype), np.asarray(self.high, x.dtype)
+            new = np.where(drawn < 0.5 * self.amount, low, high)
+        replaced = drawn < self.amount
+        return np.where(replaced, new, x), replaced
 
     def _forward(self, x: SupportsArray, lengths: ArrayLike | None) -> tuple[FloatArray, Any]:
         x = read_features(x, None, None)
@@ -97,9 +100,8 @@ class Corruption(Stateless):
         replaced: Any = None
         output = x
         if self._training and self.amount:
-            output = self.corrupted(x, np.random.default_rng([self._mask_seed]))
+            output, replaced = self.corrupted(x, np.random.default_rng([self._mask_seed]))
             self._mask_seed += 1
-            replaced = None if self.kind == "gaussian" else output != x
         if lengths is not None:
             output = without_padding(output, lengths)
         return output.copy() if output is x else output, (replaced, lengths)

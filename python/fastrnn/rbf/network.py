@@ -26,6 +26,7 @@ from fastrnn.scikit import (
     NotFittedError,
     TransformerMixin,
     finite_array,
+    finite_number,
     read_rows,
     to_generator,
 )
@@ -168,7 +169,7 @@ class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
             functional.choice("kernel", self.kernel, tuple(KERNELS)),
             functional.boolean("normalize", self.normalize),
             functional.boolean("tail", self.tail),
-            None if gcv else _finite("alpha", self.alpha),
+            None if gcv else finite_number("alpha", self.alpha),
             functional.number("goal", self.goal, 0),
             functional.integer("fine_tune", self.fine_tune, 0),
         )
@@ -331,7 +332,7 @@ class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
                 alpha=alpha,
                 is_softmax=self._output == "softmax",
                 epochs=options.fine_tune,
-                learning_rate=_finite("learning_rate", self.learning_rate),
+                learning_rate=finite_number("learning_rate", self.learning_rate),
                 patience=functional.integer("patience", self.patience, 1),
                 generator=rng,
             )
@@ -534,13 +535,6 @@ class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
         return draw_activations(
             self._units(), path, ax, functional.integer("resolution", resolution, 2)
         )
-
-
-def _finite(name: str, value: Any) -> float:
-    number = functional.number(name, value, 0)
-    if number == math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got inf")
-    return number
 
 
 def _outputs(network: _Network, coefficients: Array, X: Array) -> Array:
