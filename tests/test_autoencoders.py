@@ -841,11 +841,13 @@ def test_wrong_files(kind: Any, tmp_path: Path, X: Array) -> None:
     with pytest.raises(ValueError, match=rf"expected a file that {other.__name__}\.save wrote"):
         other.load(path)
     arrays, metadata = io.load_arrays(path)
-    weight = next(name for name in arrays if name.startswith("model/encoder") and "weight" in name)
+    weight = next(
+        name for name in arrays if name.startswith("network/encoder") and "weight" in name
+    )
     changes: list[dict[str, Any]] = [
         {weight: arrays[weight][:-1]},
         {weight: np.full_like(arrays[weight], np.nan)},
-        {"model/more": np.zeros(3)},
+        {"network/more": np.zeros(3)},
     ]
     for change in changes:
         io.save_arrays(path, {**arrays, **change}, metadata)
@@ -855,7 +857,7 @@ def test_wrong_files(kind: Any, tmp_path: Path, X: Array) -> None:
     with pytest.raises(ValueError, match="expected what save writes"):
         kind.load(path)
     for wrong in ("{}", "[]", "no JSON", '{"mean_": 1}'):
-        for part in ("state", "fitted", "parameters"):
+        for part in ("learnt", "fitted", "parameters"):
             if wrong == "{}" and part == "parameters":
                 continue  # nothing to set
             io.save_arrays(path, arrays, {**metadata, part: wrong})

@@ -417,7 +417,7 @@ class VariationalAutoencoder(AutoencoderBase):
     def _parts(self, encoder: Sequential, generator: np.random.Generator) -> dict[str, Any]:
         k = self.n_components
         # The loss of the reconstruction is a mean over the features.
-        weight = finite_number("beta", self.beta) / self._features()
+        weight = finite_number("beta", self.beta) / len(self.mean_)
         return {
             "draw": Reparameterization(k, seed=generator),
             "penalty": Divergence(k, weight),
@@ -782,9 +782,9 @@ class SequenceAutoencoder(AutoencoderBase):
             F = sequences.steps.shape[1]
             if reset:
                 self.n_features_in_ = F
-            elif self._features() != F:
+            elif len(self.mean_) != F:
                 raise ValueError(
-                    f"X: expected sequences of {self._features()} features, as fit was given, got"
+                    f"X: expected sequences of {len(self.mean_)} features, as fit was given, got"
                     f" {F}"
                 )
         if reset:
@@ -821,7 +821,7 @@ class SequenceAutoencoder(AutoencoderBase):
         shape = (len(codes), int(lengths.max()), codes.shape[1])
         repeated = np.broadcast_to(codes.astype(np.float32)[:, np.newaxis], shape)
         outputs = self.model_.decoder.predict(repeated, lengths=lengths)
-        return self._restored(outputs.astype(codes.dtype, copy=False))
+        return self._unscaled(outputs.astype(codes.dtype, copy=False))
 
     def inverse_transform(self, X: Any, lengths: Any = None) -> Any:
         """Compute sequences from codes.

@@ -12,10 +12,11 @@ import numpy as np
 
 from fastrnn import functional, optimizers
 from fastrnn.activations import sigmoid
-from fastrnn.autoencoding import files, plots
+from fastrnn.autoencoding import plots
 from fastrnn.autoencoding.model import AutoencoderModel
 from fastrnn.autoencoding.networks import Style, check_activation, check_sizes
-from fastrnn.callbacks import EarlyStopping
+from fastrnn.callbacks import EarlyStopping, History
+from fastrnn.estimator_files import SavedEstimator
 from fastrnn.scikit import (
     BaseEstimator,
     NotFittedError,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from fastrnn.callbacks import Callback, History
+    from fastrnn.callbacks import Callback
     from fastrnn.models import Sequential
 
     Array = NDArray[Any]
@@ -43,7 +44,7 @@ __all__ = ["AutoencoderBase"]
 
 
 @dataclass(repr=False, eq=False)
-class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
+class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstimator):
     """What the autoencoders share, see `fastrnn.Autoencoder`."""
 
     # As they are: scikit-learn wants them back so, and `fit` checks them.
@@ -69,6 +70,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
 
     n_features_in_: int = field(init=False)
 
+    _format = "fastrnn autoencoder 1"
     _least_hidden = 0  # hidden layers that there have to be
     _draws_curves = False  # whether rows are never images
 
@@ -218,7 +220,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
             raise ValueError("X: expected numbers whose squares fit float32, got larger ones")
         return self._like(rows, scaled)
 
-    def _restored(self, outputs: Array) -> Array:
+    def _unscaled(self, outputs: Array) -> Array:
         """Return outputs of the decoder in units of the data."""
         if self._fitted["loss"] == "bce":
             return sigmoid(outputs)
@@ -283,7 +285,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
 
     def _decoded(self, codes: Array) -> Array:
         outputs = self.model_.decoder.predict(codes.astype(np.float32))
-        return self._restored(outputs.astype(codes.dtype, copy=False))
+        return self._unscaled(outputs.astype(codes.dtype, copy=False))
 
     def reconstruct(self, X: Any) -> Any:
         """Compute what the network makes of rows: `inverse_transform` of `transform`.
@@ -475,60 +477,37 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, BaseEstimator):
 
     # Files.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a file, without pickle.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            A file there is replaced.
-
-        Notes
-        -----
-        A `random_state` that is no integer is saved as None.
-        """
-        self._check_fitted()
-        files.save(self, path)
-
     _learnt: ClassVar[tuple[str, ...]] = ("mean_", "scale_", "offset_", "n_features_in_")
 
-    def _state(self) -> dict[str, Any]:
-        """Return what was learnt beside the parameters of the network."""
+    def _knowledge(self) -> dict[str, dict[str, Any]]:
         names = getattr(self, "feature_names_in_", None)
-        state = {name: getattr(self, name) for name in self._learnt}
-        return state | {"names": None if names is None else [str(name) for name in names]}
-
-    def _set_state(self, state: dict[str, Any]) -> None:
-        names = state.pop("names")
-        if names is not None:
-            self.feature_names_in_ = np.array(names, dtype=object)
-        for name in self._learnt:
-            setattr(self, name, state[name])
-
-    def _features(self) -> int:
-        """Return the features F that the network reads."""
-        return len(self.mean_)
+        return {
+            # As the parameters were when the network was made.
+            "fitted": self._fitted,
+            "learnt": {name: getattr(self, name) for name in self._learnt},
+            "names": {} if names is None else {"features": [str(name) for name in names]},
+            "network": {**self.model_.parameters, **self.model_.buffers},
+            "history": self.history_.state_dict(),
+        }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            Where the file is.
-
-        Returns
-        -------
-        estimator
-            It does what the saved one did.
-
-        Raises
-        ------
-        ValueError
-            If the file has another form, was damaged, or holds something else.
-        """
-        return files.load(cls, path)
+    def _restored(cls, parameters: dict[str, Any], knowledge: dict[str, dict[str, Any]]) -> Self:
+        estimator = cls(**knowledge["fitted"])
+        estimator._fitted = knowledge["fitted"]
+        for name in cls._learnt:
+            setattr(estimator, name, knowledge["learnt"][name])
+        if "features" in knowledge["names"]:
+            names = np.array(knowledge["names"]["features"], dtype=object)
+            setattr(estimator, "feature_names_in_", names)  # noqa: B010, one that others lack
+        F = len(estimator.mean_)
+        estimator.model_ = estimator._model(F, np.random.default_rng(0))
+        estimator.model_.load_state_dict(knowledge["network"])
+        estimator.model_.eval()
+        estimator.history_ = History()
+        estimator.history_.load_state_dict(knowledge["history"])
+        estimator.n_iter_ = len(estimator.history_.epochs)
+        estimator.n_components_ = int(estimator.n_components)
+        return estimator.set_params(**parameters)
 
 
 def _take(rows: Any, which: Array) -> Any:

@@ -5,20 +5,18 @@ Letters: D features, M units, P columns that are not of units, k outputs or clas
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrnn import functional, io
+from fastrnn import functional
 from fastrnn.callbacks import History
+from fastrnn.estimator_files import SavedEstimator
 from fastrnn.rbf.data import Rows, merge
 from fastrnn.rbf.output import Factor
 from fastrnn.rbf.units import KERNELS
-from fastrnn.scikit import finite_array
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedNetwork"]
 
-_FORMAT = "fastrnn RBFN 1"
 
-
-class SavedNetwork:
+class SavedNetwork(SavedEstimator):
     """What a network knows after a fit, and how that is saved and loaded."""
 
     n_features_in_: int
@@ -51,27 +47,10 @@ class SavedNetwork:
     _factor: Factor
     _memory: Rows | None  # of softmax
 
-    if TYPE_CHECKING:
+    _format = "fastrnn RBFN 1"
 
-        def _check_fitted(self) -> None: ...
-
-        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to a file, without pickle.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            A file there is replaced.
-
-        Notes
-        -----
-        A `random_state` that is no integer is saved as None. The file of a classifier with
-        ``output="softmax"`` holds the rows that it keeps for `partial_fit`.
-        """
-        self._check_fitted()
-        arrays: dict[str, NDArray[Any]] = {
+    def _knowledge(self) -> dict[str, dict[str, Any]]:
+        network: dict[str, Any] = {
             "centers": self.centers_,
             "widths": self.widths_,
             "weights": self.weights_,
@@ -79,31 +58,12 @@ class SavedNetwork:
             "factor": self._factor.R,
         }
         if self.slopes_ is not None:
-            arrays["slopes"] = self.slopes_
-            for name, value in zip(("shift", "scale"), self._tail, strict=True):
-                assert value is not None
-                arrays[name] = value
+            network |= {"slopes": self.slopes_, "shift": self._tail[0], "scale": self._tail[1]}
+        memory = {}
         if self._memory is not None:
-            for name in ("X", "Y", "weights"):
-                arrays[f"memory/{name}"] = getattr(self._memory, name)
-        if hasattr(self, "history_"):
-            for name, value in self.history_.state_dict().items():
-                arrays[f"history/{name}"] = value
-        parameters = {}
-        for name, value in self.get_params().items():
-            if name == "random_state" and not isinstance(value, (int, np.integer)):
-                value = None
-            if isinstance(value, (list, tuple, np.ndarray)):
-                arrays[f"parameters/{name}"] = finite_array(name, "numbers", value)
-            else:
-                parameters[name] = value.item() if isinstance(value, np.generic) else value
-        metadata = {
-            "format": _FORMAT,
-            "class": type(self).__name__,
-            "parameters": json.dumps(parameters),
-            "state": json.dumps(self._state()),
-        }
-        io.save_arrays(path, arrays, metadata)
+            memory = {name: getattr(self._memory, name) for name in ("X", "Y", "weights")}
+        history = self.history_.state_dict() if hasattr(self, "history_") else {}
+        return {"network": network, "memory": memory, "history": history, "state": self._state()}
 
     def _state(self) -> dict[str, Any]:
         """Return what there is beside arrays of numbers."""
@@ -120,90 +80,32 @@ class SavedNetwork:
         }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Parameters
-        ----------
-        path : path ending in ``.safetensors`` or ``.npz``
-            Where the file is.
-
-        Returns
-        -------
-        estimator
-            It predicts what the saved one did, and can go on with `partial_fit`.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged or holds something else.
-        """
-        arrays, metadata = io.load_arrays(path)
-        if metadata.get("format") != _FORMAT or metadata.get("class") != cls.__name__:
-            raise ValueError(
-                f"{path}: expected a file that {cls.__name__}.save wrote, got one of"
-                f" {metadata.get('class')!r} in format {metadata.get('format')!r}"
-            )
-        try:
-            return cls._restored(arrays, metadata)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: expected what save writes, got {error!r}") from error
-
-    @classmethod
-    def _restored(cls, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Self:
-        parameters = json.loads(metadata["parameters"])
-        state = json.loads(metadata["state"])
-        for name, array in arrays.items():
-            if not name.startswith("history/") and not np.isfinite(array).all():
-                raise ValueError(f"{name}: expected finite numbers")
-            if name in ("widths", "scale", "memory/weights") and not np.all(array > 0):
-                raise ValueError(f"{name}: expected numbers > 0, got {array.min()}")
-            if name.startswith("parameters/"):
-                parameters[name.partition("/")[2]] = array
+    def _restored(cls, parameters: dict[str, Any], knowledge: dict[str, dict[str, Any]]) -> Self:
         estimator = cls(**parameters)
-        M, D = arrays["centers"].shape
-        k = len(arrays["intercept"])
-        has_tail = "slopes" in arrays
-        P = 1 + D if has_tail else 1
-        expected = {"weights": (M, k), "intercept": (k,)}
-        if has_tail:
-            expected |= {"slopes": (D, k), "shift": (D,), "scale": (D,)}
-        for name, shape in expected.items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name}: expected {shape}, got {arrays[name].shape}")
-        if arrays["widths"].shape not in ((M,), (M, D)):
-            raise ValueError(f"widths: expected {(M,)} or {(M, D)}, got {arrays['widths'].shape}")
-        if arrays["factor"].ndim != 2 or arrays["factor"].shape[1] != P + M + k:
-            raise ValueError(f"factor: expected (rows, {P + M + k}), got {arrays['factor'].shape}")
-        estimator.centers_, estimator.widths_ = arrays["centers"], arrays["widths"]
-        estimator.weights_, estimator.intercept_ = arrays["weights"], arrays["intercept"]
-        estimator.slopes_ = arrays.get("slopes")
+        network, state = knowledge["network"], knowledge["state"]
+        _check_shapes(network)
+        M, D = network["centers"].shape
+        estimator.centers_, estimator.widths_ = network["centers"], network["widths"]
+        estimator.weights_, estimator.intercept_ = network["weights"], network["intercept"]
+        estimator.slopes_ = network.get("slopes")
         estimator._objective = functional.choice("output", state["output"], ("ridge", "softmax"))
-        if (estimator._objective == "softmax") != ("memory/X" in arrays):
-            raise ValueError("memory: expected rows for output='softmax' alone")
         kernel = functional.choice("kernel", state["kernel"], tuple(KERNELS))
         estimator._kind = kernel, functional.boolean("normalize", state["normalize"])
-        estimator._tail = arrays.get("shift"), arrays.get("scale")
+        estimator._tail = network.get("shift"), network.get("scale")
         estimator.n_centers_, estimator.n_features_in_ = M, D
         estimator.alpha_ = functional.number("alpha", state["alpha"], 0)
-        estimator._factor = Factor(P + M, k)
-        estimator._factor.R = arrays["factor"]
+        k = len(network["intercept"])
+        estimator._factor = Factor(network["factor"].shape[1] - k, k)
+        estimator._factor.R = network["factor"]
         estimator._factor.rows = functional.integer("rows", state["rows"], 1)
         estimator._factor.observations = functional.number("observations", state["observations"], 0)
-        estimator._memory = None
-        if "memory/X" in arrays:
-            X, Y, weights = (arrays[f"memory/{name}"] for name in ("X", "Y", "weights"))
-            if not len(X) or (X.shape, Y.shape, weights.shape) != (
-                (len(X), D),
-                (len(X), k),
-                (len(X),),
-            ):
-                raise ValueError(f"memory: expected (n, {D}), (n, {k}) and (n,)")
-            estimator._memory = merge(X, Y, weights)
-        history = {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith("history/")}
-        if history:
+        memory = knowledge["memory"]
+        if (estimator._objective == "softmax") != bool(memory):
+            raise ValueError("memory: expected rows for output='softmax' alone")
+        estimator._memory = _memory(memory, D, k) if memory else None
+        if knowledge["history"]:
             estimator.history_ = History()
-            estimator.history_.load_state_dict(history)
+            estimator.history_.load_state_dict(knowledge["history"])
             estimator.n_iter_ = estimator.history_.epochs[-1]
         estimator._set_state(state)
         return estimator
@@ -213,3 +115,35 @@ class SavedNetwork:
             self.feature_names_in_ = np.array(state["feature_names"], dtype=object)
         if state["cv_results"] is not None:
             self.cv_results_ = state["cv_results"]
+
+
+def _check_shapes(network: Mapping[str, Any]) -> None:
+    """Raise unless the arrays of a network fit each other."""
+    M, D = network["centers"].shape
+    k = len(network["intercept"])
+    P = 1 + D if "slopes" in network else 1
+    expected = {"weights": (M, k), "intercept": (k,)}
+    if "slopes" in network:
+        expected |= {"slopes": (D, k), "shift": (D,), "scale": (D,)}
+    for name, shape in expected.items():
+        if network[name].shape != shape:
+            raise ValueError(f"{name}: expected {shape}, got {network[name].shape}")
+    if network["widths"].shape not in ((M,), (M, D)):
+        raise ValueError(f"widths: expected {(M,)} or {(M, D)}, got {network['widths'].shape}")
+    for name in ("widths", "scale"):
+        if name in network and not np.all(network[name] > 0):
+            raise ValueError(f"{name}: expected numbers > 0, got {network[name].min()}")
+    factor = network["factor"]
+    if factor.ndim != 2 or factor.shape[1] != P + M + k:
+        raise ValueError(f"factor: expected (rows, {P + M + k}), got {factor.shape}")
+
+
+def _memory(arrays: Mapping[str, Any], D: int, k: int) -> Rows:
+    """Return the rows that were remembered."""
+    X, Y, weights = (arrays[name] for name in ("X", "Y", "weights"))
+    n = len(X)
+    if not n or (X.shape, Y.shape, weights.shape) != ((n, D), (n, k), (n,)):
+        raise ValueError(f"memory: expected (n, {D}), (n, {k}) and (n,)")
+    if not np.all(weights > 0):
+        raise ValueError(f"weights: expected numbers > 0, got {weights.min()}")
+    return merge(X, Y, weights)
