@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1237,3 +1238,88 @@ def test_without_scikit_learn(X: Array) -> None:
         kind = next(kind for kind in KINDS if kind.__name__ == name)
         assert tiny(kind).fit(X).transform(X).sum() == pytest.approx(float(total), rel=1e-4)
         assert outliers == "4"
+
+
+# What strangers found.
+
+
+def test_bce_wants_numbers_between_0_and_1_in_every_call() -> None:
+    X = np.random.default_rng(0).random((40, 8))
+    model = VariationalAutoencoder(2, loss="bce", epochs=2, random_state=0).fit(X)
+    for method in (model.transform, model.reconstruct, model.score_samples, model.predict):
+        with pytest.raises(ValueError, match=r"X: expected numbers in \[0, 1\] for loss='bce'"):
+            method(X + 5)
+    with pytest.raises(ValueError, match=r"X: expected numbers in \[0, 1\]"):
+        model.elbo(-X)
+
+
+def test_other_threads_see_a_fit_only_when_it_is_done(X: Array) -> None:
+    model = SequenceAutoencoder(2, hidden=(8,), epochs=15, random_state=0).fit(X)
+    before = model.transform(X)
+    model.set_params(random_state=1)
+    fitting = threading.Thread(target=model.fit, args=(X,))
+    fitting.start()
+    seen = []
+    while fitting.is_alive():
+        seen.append(model.transform(X))
+    fitting.join()
+    after = model.transform(X)
+    assert not np.array_equal(before, after)
+    assert seen
+    for codes in seen:
+        assert np.array_equal(codes, before) or np.array_equal(codes, after)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e140])
+def test_scales_do_not_matter(scale: float, X: Array) -> None:
+    usual = tiny(Autoencoder).fit(X).reconstruct(X)
+    found = tiny(Autoencoder).fit(X * scale).reconstruct(X * scale)
+    np.testing.assert_allclose(found / scale, usual, atol=1e-3)
+
+
+def test_embeddings_are_left_alone(X: Array) -> None:
+    class Embedding:
+        def fit_transform(self, X: Array) -> Array:
+            self.fitted = True
+            return X[:, :2]
+
+    embedding = Embedding()
+    GeometryRegularizedAutoencoder(embedding=embedding, epochs=1, random_state=0).fit(X)
+    assert not hasattr(embedding, "fitted")
+    with pytest.raises(ValueError, match=r"embedding: expected one of diffusion, pca.* got None"):
+        GeometryRegularizedAutoencoder(embedding=None, epochs=1).fit(X)
+    far = GeometryRegularizedAutoencoder(embedding=X[:, :2] * 1e300, epochs=1, random_state=0)
+    assert far.fit(X).embedding_.std() == pytest.approx(1)
+
+
+def test_without_hidden_layers_it_finds_principal_components(rng: Rng) -> None:
+    X = rng.normal(size=(300, 3)) @ rng.normal(size=(3, 10)) + 0.1 * rng.normal(size=(300, 10))
+    centred = X - X.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    best = float(((centred - centred @ axes.T @ axes) ** 2).mean())
+    assert -Autoencoder(3, hidden=(), random_state=0).fit(X).score(X) < 1.5 * best
+
+
+def test_codes_that_are_too_large_or_none(X: Array) -> None:
+    with pytest.raises(ValueError, match="X: expected codes that fit float32"):
+        tiny(Autoencoder, n_components=2).fit(X).inverse_transform(np.full((1, 2), 1e300))
+    sequences = [np.ones((4, 2)), np.zeros((3, 2))]
+    assert tiny(SequenceAutoencoder).fit(sequences).inverse_transform(
+        np.zeros((0, tiny(SequenceAutoencoder).n_components))
+    ).shape == (0, 4, 2)
+
+
+def test_masks_are_not_dropped_silently(X: Array) -> None:
+    masked = np.ma.masked_array(X, X.mean() < X)
+    with pytest.raises(TypeError, match="X: expected an array without masked elements"):
+        tiny(Autoencoder).fit(masked)
+    tiny(Autoencoder).fit(np.ma.masked_array(X))
+
+
+def test_plots_of_odd_labels_and_shapes(X: Array) -> None:
+    pytest.importorskip("matplotlib")
+    model = tiny(Autoencoder, n_components=5).fit(X)
+    model.plot_latent(X[:1])
+    model.plot_latent(X[:3], y=[None, "a", 1])
+    with pytest.raises(ValueError, match=r"image_shape: expected \(H, W\)"):
+        model.plot_reconstructions(X, image_shape=(1, 3, 3))  # type: ignore[arg-type]

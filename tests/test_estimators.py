@@ -246,8 +246,8 @@ def test_held_out_rows_are_stratified(rng: Rng) -> None:
     assert not np.array_equal(held_out, other)
     with pytest.raises(ValueError, match="y: expected more sequences of each class"):
         divide(np.array([0, 1, 2, 3]), 0.5, rng)
-    for fraction in (0.95, 1.0):
-        with pytest.raises(ValueError, match="validation_fraction: expected a part of 4"):
+    for fraction, message in ((0.95, "a part of 4"), (1.0, "a number > 0 and < 1")):
+        with pytest.raises(ValueError, match=f"validation_fraction: expected {message}"):
             divide(np.zeros(4, np.intp), fraction, rng)
 
 
@@ -445,7 +445,7 @@ def test_wrong_targets(kind: Any, y: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "transformer"}, "cell: expected one of 'lstm', 'gru', 'rnn'"),
+        ({"cell": "transformer"}, "cell: expected one of 'rnn', 'lstm', 'gru'"),
         ({"pooling": "sum"}, "pooling: expected one of"),
         ({"hidden_size": 0}, "hidden_size: expected"),
         ({"num_layers": 0}, "num_layers: expected"),

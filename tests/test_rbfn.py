@@ -1202,3 +1202,20 @@ def test_equal_rows_have_one_center() -> None:
     model = RBFNRegressor("cv").fit(np.ones((50, 2)), np.arange(50.0))
     assert model.n_centers_ == 1
     np.testing.assert_allclose(model.predict(np.ones((1, 2))), 24.5)
+
+
+def test_extreme_scales() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = X[:, 0]
+    with pytest.raises(ValueError, match="X: expected features, and widths, whose squares"):
+        RBFNRegressor(8, random_state=0).fit(X * 1e-200, y)
+    cubic = RBFNRegressor(8, kernel="cubic", random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="X: expected features whose outputs fit float64"):
+        cubic.predict(X * 1e200)
+    flat = RBFNRegressor(8, alpha=1e100, random_state=0).fit(X, y + 3)
+    np.testing.assert_allclose(flat.predict(X), y.mean() + 3, rtol=1e-6)
+    with pytest.raises(ValueError, match="sample_weight: expected numbers whose squares fit"):
+        RBFNRegressor(8, alpha="gcv").fit(X, y, np.full(60, 1e300))
+    with pytest.raises(TypeError, match="X: expected an array without masked elements"):
+        RBFNRegressor(8).fit(np.ma.masked_array(X, X > 0), y)

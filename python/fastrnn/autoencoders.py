@@ -89,9 +89,9 @@ class Autoencoder(AutoencoderBase):
         Whether hidden layers are normalised over the batch before their activation.
     batch_size : int, default 32
         Rows in an update.
-    learning_rate : float, default 3e-3
+    learning_rate : float, optional
         Size of Adam's updates at its largest: it rises in the first twentieth of the updates, and
-        then falls to 0 along half a cosine.
+        then falls to 0 along half a cosine. By default 3e-3, or 1e-2 without hidden layers.
     early_stopping : bool, default False
         Whether a part of the rows is kept to validate with. Training then ends when their loss has
         not improved for some epochs, with the best weights.
@@ -234,8 +234,7 @@ class SparseAutoencoder(Autoencoder):
     strength : float, default 1
         Factor of the penalty.
     tied, code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
-        As in `Autoencoder`; here `code_activation` is "sigmoid" and the learning rate 1e-2 by
-        default.
+        As in `Autoencoder`; here `code_activation` is "sigmoid" by default.
     early_stopping, validation_fraction, patience, contamination, random_state, verbose
         As in `Autoencoder`.
 
@@ -261,7 +260,6 @@ class SparseAutoencoder(Autoencoder):
     hidden: Any = ()
     _: KW_ONLY
     code_activation: str = "sigmoid"
-    learning_rate: float = 1e-2
     penalty: str = "kl"
     rho: float = 0.05
     strength: float = 1.0
@@ -475,7 +473,7 @@ class VariationalAutoencoder(AutoencoderBase):
             A lower bound of the logarithm of the density of each row, in nats.
         """
         self._check_fitted()
-        rows = self._read(X)
+        rows = self._rows(X)
         encoded = self.model_.encoder.predict(self._scaled(rows))
         mean, logarithm = normal_parameters(encoded.astype(np.float64), self.n_components_)
         generator = to_generator(random_state)
@@ -505,10 +503,10 @@ class GeometryRegularizedAutoencoder(Autoencoder):
         As in `Autoencoder`; here k is 2 by default.
     embedding : {"diffusion", "pca"}, array (n, k), or object with ``fit_transform``, optional
         The embedding: a diffusion map [2]_ (the default), principal components, that of the rows of
-        `fit`, or what makes it, such as ``sklearn.manifold.Isomap()``.
+        `fit`, or what makes it, such as ``sklearn.manifold.Isomap()``, of which a copy is fit.
     strength : float, default 1
-        Factor of the mean squared distance of codes from the embedding, which is scaled to mean 0
-        and variance 1.
+        Factor of the mean squared difference of a number of a code from the embedding. This is
+        shifted to mean 0 and divided by one number, so that its mean variance is 1.
     tied, code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
         As in `Autoencoder`, but `code_activation` has to be "linear".
     early_stopping, validation_fraction, patience, contamination, random_state, verbose
@@ -568,7 +566,7 @@ class ConvolutionalAutoencoder(AutoencoderBase):
     activation, loss, epochs
         As in `Autoencoder`; the function is "relu" by default.
     kernel_size : int, default 3
-        Height and width of the windows.
+        Height and width of the windows, at least 2.
     image_shape : (H, W) or (C, H, W), optional
         What rows (n, F) are. By default such rows are signals: images of height 1.
     code_activation, l1, l2, dropout, batch_norm, batch_size, learning_rate
@@ -663,7 +661,7 @@ class ConvolutionalAutoencoder(AutoencoderBase):
         if self.image_shape is None:
             return (1, 1, F)
         given = self.image_shape
-        if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+        if not isinstance(given, (tuple, list, np.ndarray)) or len(given) not in (2, 3):
             raise ValueError(f"image_shape: expected (H, W) or (C, H, W), got {given!r}")
         shape = tuple(functional.integer("image_shape", size, 1) for size in given)
         if math.prod(shape) != F:
@@ -840,6 +838,9 @@ class SequenceAutoencoder(AutoencoderBase):
         """
         self._check_fitted()
         codes = self._read_codes(X)
+        if not len(codes):
+            shape = (0, self.steps_) if self._is_table else (0, self.steps_, len(self.mean_))
+            return np.zeros(shape, codes.dtype)
         steps = np.asarray(self.steps_ if lengths is None else lengths)
         if steps.shape not in ((), (len(codes),)) or steps.dtype.kind not in "iu":
             raise ValueError(

@@ -424,6 +424,11 @@ def align(
             "y: expected an array, as the model has one output per sequence, got sequences of"
             " different lengths"
         )
+    if prediction.ndim == 4 and isinstance(loss, losses.CrossEntropy):
+        raise ValueError(
+            "loss: expected one of elements for a model that gives images, whose last axis is no"
+            " axis of classes, got CrossEntropy"
+        )
     if prediction.ndim == 4 and weight is not None:
         if weight.ndim > 1:
             raise ValueError(f"sample_weight: expected numbers (n,) for images, got {weight.shape}")

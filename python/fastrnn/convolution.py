@@ -153,7 +153,7 @@ def _sum_of_rows(rows: FloatArray) -> FloatArray:
 
 def _pair(name: str, value: Any, low: int) -> tuple[int, int]:
     """Return an integer twice, or a pair of them, or raise an error that names the argument."""
-    if not isinstance(value, (tuple, list)):
+    if not isinstance(value, (tuple, list, np.ndarray)):
         size = functional.integer(name, value, low)
         return size, size
     if len(value) != 2:
@@ -628,7 +628,7 @@ class Reshape(Stateless):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        if not isinstance(shape, (tuple, list, np.ndarray)) or len(shape) != 3:
             raise ValueError(f"shape: expected 3 integers (C, H, W), got {shape!r}")
         self.shape = tuple(functional.integer("shape", size, 1) for size in shape)
 

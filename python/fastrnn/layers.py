@@ -72,8 +72,10 @@ def read_features(x: SupportsArray, size: int | None, dtype: Any, what: str = "x
     if not fits or not known:
         F = "F" if size is None else size
         kind = "float32 or float64" if dtype is None else dtype
+        hint = "; Flatten makes rows of images, and Channels works on their pixels"
         raise ValueError(
             f"{what}: expected (T, B, {F}) or (B, {F}) {kind}, got {array.shape} {array.dtype}"
+            f"{hint if array.ndim == 4 else ''}"
         )
     return array
 

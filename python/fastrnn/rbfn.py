@@ -150,9 +150,9 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
         RBFNRegressor
             The estimator.
         """
-        with all_or_nothing(self):
-            rows, self._is_flat = read_targets(self, X, y, sample_weight, reset=True, minimum=2)
-            self._train(rows)
+        with all_or_nothing(self) as new:
+            rows, new._is_flat = read_targets(new, X, y, sample_weight, reset=True, minimum=2)
+            new._train(rows)
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -178,12 +178,12 @@ class RBFNRegressor(RegressorMixin, RadialNetwork):
             The estimator.
         """
         is_first = not hasattr(self, "weights_")
-        with all_or_nothing(self):
-            rows, is_flat = read_targets(self, X, y, sample_weight, reset=is_first, minimum=1)
-            if not is_first and (rows.Y.shape[1], is_flat) != (len(self.intercept_), self._is_flat):
-                raise ValueError(f"y: expected {len(self.intercept_)} output(s) as before")
-            self._continue(rows, is_first)
-            self._is_flat = is_flat
+        with all_or_nothing(self) as new:
+            rows, is_flat = read_targets(new, X, y, sample_weight, reset=is_first, minimum=1)
+            if not is_first and (rows.Y.shape[1], is_flat) != (len(new.intercept_), new._is_flat):
+                raise ValueError(f"y: expected {len(new.intercept_)} output(s) as before")
+            new._continue(rows, is_first)
+            new._is_flat = is_flat
         return self
 
     def predict(self, X: Any) -> Array:
@@ -330,11 +330,11 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
         RBFNClassifier
             The estimator.
         """
-        with all_or_nothing(self):
-            rows, classes = read_labels(self, X, y, sample_weight, None, reset=True, minimum=2)
-            self.temperature_ = 1.0
-            self._train(rows)
-            self.classes_ = classes
+        with all_or_nothing(self) as new:
+            rows, classes = read_labels(new, X, y, sample_weight, None, reset=True, minimum=2)
+            new.temperature_ = 1.0
+            new._train(rows)
+            new.classes_ = classes
         return self
 
     def partial_fit(
@@ -379,11 +379,11 @@ class RBFNClassifier(ClassifierMixin, RadialNetwork):
             known = self.classes_
             if classes is not None and not np.array_equal(read_classes(classes), known):
                 raise ValueError("classes: expected those of the first call of partial_fit")
-        with all_or_nothing(self):
-            rows, _ = read_labels(self, X, y, sample_weight, known, reset=is_first, minimum=1)
-            self.temperature_ = getattr(self, "temperature_", 1.0)
-            self._continue(rows, is_first)
-            self.classes_ = known
+        with all_or_nothing(self) as new:
+            rows, _ = read_labels(new, X, y, sample_weight, known, reset=is_first, minimum=1)
+            new.temperature_ = getattr(new, "temperature_", 1.0)
+            new._continue(rows, is_first)
+            new.classes_ = known
         return self
 
     def decision_function(self, X: Any) -> Array:

@@ -39,6 +39,7 @@ __all__ = [
     "finite_number",
     "read_rows",
     "read_sequences",
+    "refuse_masked",
     "sample_weights",
     "to_generator",
     "to_numbers",
@@ -236,14 +237,15 @@ if not TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def all_or_nothing(estimator: Any) -> Iterator[None]:
-    """Leave an estimator as it was if anything goes wrong."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:  # an interrupt, too
-        estimator.__dict__ = before
-        raise
+def all_or_nothing(estimator: Any) -> Iterator[Any]:
+    """Yield a copy of an estimator to fit, of which the estimator has all at the end.
+
+    If anything goes wrong, or to other threads until then, it is as it was.
+    """
+    fitted = object.__new__(type(estimator))
+    vars(fitted).update(vars(estimator))
+    yield fitted
+    estimator.__dict__ = vars(fitted)
 
 
 def to_generator(random_state: Any) -> np.random.Generator:
@@ -319,6 +321,7 @@ def read_rows(
     ndarray (n, D)
         The rows, all finite.
     """
+    refuse_masked("X", X)
     if validate is not None:
         rows: NDArray[Any] = validate(
             estimator, X, reset=reset, dtype=list(dtypes), ensure_min_samples=minimum
@@ -327,6 +330,12 @@ def read_rows(
     kept = getattr(X, "dtype", None)
     found = check_rows(estimator, X, reset=reset, minimum=minimum)
     return found.astype(kept) if kept in dtypes else found
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise if elements are masked: NumPy and scikit-learn would take what is under the mask."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"{name}: expected an array without masked elements; see its filled")
 
 
 def check_rows(estimator: Any, X: Any, *, reset: bool, minimum: int) -> NDArray[np.float64]:
@@ -358,6 +367,8 @@ def sample_weights(given: ArrayLike | None, n: int) -> NDArray[np.float64] | Non
         raise ValueError(f"sample_weight: expected numbers >= 0 ({n},), got {weights.shape}")
     if np.any(weights < 0) or not np.any(weights):
         raise ValueError("sample_weight: expected numbers >= 0 that are not all 0")
+    if weights.max() > 1e150:
+        raise ValueError("sample_weight: expected numbers whose squares fit float64, got larger")
     return weights
 
 
@@ -373,7 +384,7 @@ def encode(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
         if wrong.size:
             raise ValueError(
                 f"y: expected labels, got {wrong[0]}. Unknown label type: continuous; numbers are"
-                " for SequenceRegressor"
+                " for a regressor"
             )
     try:
         classes, encoded = np.unique(labels, return_inverse=True)

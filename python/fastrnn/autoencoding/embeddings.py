@@ -5,6 +5,7 @@ Letters: n rows, F features, k components.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,14 @@ def embed(embedding: Any, X: Array, k: int, generator: np.random.Generator) -> A
         name = functional.choice("embedding", embedding, EMBEDDINGS)
         found = principal_axes(X, k) if name == "pca" else diffusion_map(X, k, generator)
     else:
-        made = embedding.fit_transform(X) if hasattr(embedding, "fit_transform") else embedding
+        made = embedding
+        if hasattr(embedding, "fit_transform"):
+            made = copy.deepcopy(embedding).fit_transform(X)
+        elif embedding is None:
+            raise ValueError(
+                f"embedding: expected one of {', '.join(EMBEDDINGS)}, numbers ({len(X)}, {k}) or an"
+                " object with fit_transform, got None"
+            )
         found = np.asarray(functional.listed("embedding", f"numbers ({len(X)}, {k})", made))
         if found.dtype.kind not in "iuf" or found.shape != (len(X), k):
             raise ValueError(
@@ -52,6 +60,7 @@ def embed(embedding: Any, X: Array, k: int, generator: np.random.Generator) -> A
         found = found.astype(np.float64)
     if not np.isfinite(found).all():
         raise ValueError("embedding: expected finite numbers, got others")
+    found = found / (np.abs(found).max(initial=0) or 1.0)  # or squares could be too large
     found = found - found.mean(axis=0)
     scale = float(np.sqrt((found**2).mean()))
     return np.asarray(found / scale if scale > 0 else found)

@@ -60,7 +60,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
     dropout: float = 0.0
     batch_norm: bool = False
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     early_stopping: bool = False
     validation_fraction: float = 0.1
     patience: int = 10
@@ -97,6 +97,12 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         """Check rows (n, F)."""
         return read_rows(self, X, reset=reset, dtypes=(np.float64, np.float32))
 
+    def _rows(self, X: Any) -> Any:
+        """Check rows that a fitted estimator is given."""
+        rows = self._read(X)
+        _check_range(self._fitted["loss"], self._elements(rows))
+        return rows
+
     def _width(self, rows: Any) -> int:
         """Return the features F of rows."""
         return int(rows.shape[1])
@@ -130,8 +136,8 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         estimator
             The estimator.
         """
-        with all_or_nothing(self):
-            self._fit(self._read(X, reset=True))
+        with all_or_nothing(self) as new:
+            new._fit(new._read(X, reset=True))
         return self
 
     def _fit(self, rows: Any) -> None:
@@ -139,11 +145,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         contamination = functional.number("contamination", self.contamination, 0, 0.5)
         generator = to_generator(self.random_state)
         elements = self._elements(rows)
-        if loss == "bce" and (elements.min() < 0 or elements.max() > 1):
-            raise ValueError(
-                "X: expected numbers in [0, 1] for loss='bce', got"
-                f" [{elements.min():g}, {elements.max():g}]"
-            )
+        _check_range(loss, elements)
         self.mean_, self.scale_ = _statistics(elements)
         self._fitted = self.get_params(deep=False)
         inputs = self._scaled(rows)
@@ -174,8 +176,8 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         model.eval()
         if not all(np.isfinite(array).all() for array in model.parameters.values()):
             raise ValueError(
-                "learning_rate: expected one with which the weights stay finite, got"
-                f" {self.learning_rate}"
+                "learning_rate: expected one (and penalties and noise) with which the weights stay"
+                f" finite, got {self.learning_rate}"
             )
         self.n_iter_ = len(self.history_.epochs)
         self.n_components_ = int(self.n_components)
@@ -185,7 +187,10 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         """Return the learning rate: it rises over a twentieth of the updates, and falls to 0."""
         epochs = functional.integer("epochs", self.epochs, 1)
         batches = -(-n // functional.integer("batch_size", self.batch_size, 1))
-        highest = finite_number("learning_rate", self.learning_rate)
+        # A single layer starts slowly.
+        usual = 3e-3 if len(np.atleast_1d(self.hidden)) else 1e-2
+        given = self.learning_rate
+        highest = usual if given is None else finite_number("learning_rate", given)
         cosine = optimizers.CosineDecay(highest, epochs * batches)
         return optimizers.WarmUp(cosine, max(1, epochs * batches // 20))
 
@@ -251,7 +256,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
             Code of each row.
         """
         self._check_fitted()
-        return self._encoded(self._read(X))
+        return self._encoded(self._rows(X))
 
     def _encoded(self, rows: Any) -> Array:
         codes = self._code(self.model_.encoder.predict(self._scaled(rows)))
@@ -281,6 +286,8 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
                 f"X: expected finite codes (n, {self.n_components_}), got {codes.shape}"
                 f" {codes.dtype}"
             )
+        if np.any(np.abs(codes) > np.finfo(np.float32).max):
+            raise ValueError("X: expected codes that fit float32, got larger ones")
         return codes.astype(np.float64 if codes.dtype != np.float32 else np.float32, copy=False)
 
     def _decoded(self, codes: Array) -> Array:
@@ -301,7 +308,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
             Their reconstructions.
         """
         self._check_fitted()
-        rows = self._read(X)
+        rows = self._rows(X)
         return self._shown(rows, self._reconstructed(rows))
 
     def _reconstructed(self, rows: Any) -> Array:
@@ -339,7 +346,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
             with ``loss="bce"`` the cross-entropy. Higher is more normal.
         """
         self._check_fitted()
-        return self._scores(self._read(X))
+        return self._scores(self._rows(X))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean of `score_samples`.
@@ -515,12 +522,25 @@ def _take(rows: Any, which: Array) -> Any:
     return [rows[row] for row in which] if isinstance(rows, list) else rows[which]
 
 
+def _check_range(loss: str, elements: Array) -> None:
+    """Raise unless numbers are what a loss is for."""
+    if loss == "bce" and elements.size and (elements.min() < 0 or elements.max() > 1):
+        raise ValueError(
+            "X: expected numbers in [0, 1] for loss='bce', got"
+            f" [{elements.min():g}, {elements.max():g}]"
+        )
+
+
 def _statistics(elements: Array) -> tuple[Array, float]:
     """Return the mean of each feature, and the standard deviation of all around these."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean = elements.mean(axis=0, dtype=np.float64)
-        scale = float(np.sqrt(((elements - mean) ** 2).mean(dtype=np.float64)))
-    if not np.isfinite(scale):
+        centred = elements - mean
+        # Squares of small numbers would be 0.
+        largest = float(np.abs(centred).max(initial=0)) or 1.0
+        scale = largest * float(np.sqrt(((centred / largest) ** 2).mean(dtype=np.float64)))
+        spread = np.square(np.float64(scale))
+    if not np.isfinite(spread):
         raise ValueError("X: expected numbers whose variance fits float64, got larger ones")
     # Rounding of the sum lets constants differ from their mean.
     least = len(elements) * np.finfo(elements.dtype).eps * float(np.abs(mean).max(initial=0))

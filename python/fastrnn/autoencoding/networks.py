@@ -289,7 +289,8 @@ def check_sizes(hidden: Any, least: int) -> tuple[int, ...]:
     if isinstance(hidden, (int, np.integer)) and not isinstance(hidden, bool):
         hidden = (hidden,)
     if not isinstance(hidden, (tuple, list, np.ndarray)) or len(hidden) < least:
-        raise ValueError(f"hidden: expected a tuple of at least {least} sizes, got {hidden!r}")
+        what = f"at least {least} sizes" if least else "sizes"
+        raise ValueError(f"hidden: expected a tuple of {what}, got {hidden!r}")
     return tuple(functional.integer("hidden", size, 1) for size in hidden)
 
 

@@ -36,6 +36,8 @@ def as_image(row: Array, shape: tuple[int, int] | None) -> Array:
     if shape is None:
         side = math.isqrt(row.size)
         return row.reshape(side, side) if side**2 == row.size >= _LEAST_IMAGE else row
+    if not isinstance(shape, (tuple, list, np.ndarray)) or len(shape) != 2:
+        raise ValueError(f"image_shape: expected (H, W), got {shape!r}")
     H, W = (functional.integer("image_shape", size, 1) for size in shape)
     if row.size != H * W:
         raise ValueError(f"image_shape: expected H·W = {row.size}, as X has features, got {shape}")
@@ -105,7 +107,7 @@ def latent(codes: Array, y: Any, path: str | os.PathLike[str] | None, ax: Any) -
     names = "component 0", "component 1"
     if codes.shape[1] > 2:
         centred = codes - codes.mean(axis=0)
-        codes = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+        codes = centred @ np.linalg.svd(centred, full_matrices=True)[2][:2].T
         names = "first principal axis", "second principal axis"
     elif codes.shape[1] == 1:
         codes = np.hstack([codes, np.zeros_like(codes)])
@@ -116,6 +118,8 @@ def latent(codes: Array, y: Any, path: str | os.PathLike[str] | None, ax: Any) -
         shown = ax.scatter(*codes.T, s=6, c=labels, cmap="viridis")
         ax.figure.colorbar(shown, ax=ax)
     else:
+        if labels.dtype.kind == "O":  # of several types, perhaps, which have no order
+            labels = np.array([str(label) for label in labels])
         values = np.unique(labels)
         for i, value in enumerate(values):
             own = codes[labels == value]

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrnn import functional
-from fastrnn.scikit import check_rows, encode, sample_weights, to_numbers, validate
+from fastrnn.scikit import (
+    check_rows,
+    encode,
+    refuse_masked,
+    sample_weights,
+    to_numbers,
+    validate,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,6 +169,8 @@ def read_targets(
     estimator: Any, X: Any, y: Any, sample_weight: Any, *, reset: bool, minimum: int
 ) -> tuple[Rows, bool]:
     """Check rows with numbers, and return them with whether y has one axis."""
+    refuse_masked("X", X)
+    refuse_masked("y", y)
     if validate is not None:
         X, y = validate(
             estimator,
@@ -241,6 +250,7 @@ def read_labels(
 
     `classes` are those that there can be, None for those of y, of which there have to be two.
     """
+    refuse_masked("X", X)
     _check_kinds("y", y)
     if validate is not None:
         X, y = validate(estimator, X, y, reset=reset, dtype=np.float64, ensure_min_samples=minimum)

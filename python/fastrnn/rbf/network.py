@@ -179,6 +179,11 @@ class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
     def _hidden_layer(self, rows: Rows, M: int, rng: np.random.Generator) -> _Network:
         """Choose centres and widths."""
         options = self._options()
+        if len(rows.X) > 1 and not np.any((rows.X - rows.X[0]) ** 2 > 0):
+            raise ValueError(
+                "X: expected features, and widths, whose squares float64 can tell apart, got"
+                " differences that are too small"
+            )
         shift, scale = None, None
         if options.tail:
             shift, scale = rows.statistics()
@@ -465,10 +470,13 @@ class RadialNetwork(TransformerMixin, SavedNetwork, BaseEstimator):
         X = read_rows(self, X)
         units = self._units()
         outputs = np.empty((len(X), self.weights_.shape[1]))
-        for part, h in units.blocks(X):
-            outputs[part] = h @ self.weights_ + self.intercept_
-            if self.slopes_ is not None:
-                outputs[part] += X[part] @ self.slopes_
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            for part, h in units.blocks(X):
+                outputs[part] = h @ self.weights_ + self.intercept_
+                if self.slopes_ is not None:
+                    outputs[part] += X[part] @ self.slopes_
+        if not np.isfinite(outputs).all():
+            raise ValueError("X: expected features whose outputs fit float64, got larger ones")
         return outputs
 
     def transform(self, X: Any) -> Array:

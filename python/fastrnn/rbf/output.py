@@ -176,6 +176,8 @@ class Factor:
         if alpha is None:
             alpha = _cross_validated(A, Y, self.observations)
         K = A.shape[1]
+        # A larger one changes nothing but makes the constant look like rounding.
+        alpha = min(alpha, 1e20 * float((A**2).sum()) or alpha)
         penalty = math.sqrt(alpha) * np.eye(K)[1:]
         A = np.vstack([A, penalty])
         Y = np.vstack([Y, np.zeros((K - 1, Y.shape[1]))])

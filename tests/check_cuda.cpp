@@ -1,0 +1,473 @@
+// The CUDA driver without a GPU: its network on an emulated device against the CPU network, on the same
+// random inputs. All cells and options, forward and backward; and the device's random numbers bit for bit
+// against the CPU's masks. Inputs past a row's length are NaN, so that whatever reads them is seen.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+
+#include "device_emulated.h"
+#include "dispatch.h"
+#include "parallel.h"
+#include "philox.h"
+#include "steps.h"
+
+using namespace fastrnn;
+
+namespace {
+
+using Array = std::vector<double>;
+
+struct Case {
+  Config config;
+  std::int64_t steps = 0, batch = 0;
+  std::vector<Array> parameters;
+  Array x, h0, c0;
+  std::vector<std::int64_t> lengths;  // empty: all T
+  std::vector<char> resets;           // empty: none
+  Noise noise;
+  Array grad_y, grad_hn, grad_cn, grad_h_all, grad_c_all;
+  bool has_state = true, has_grad_y = true, has_grad_state = true, has_all = false, has_grad_x = true;
+
+  std::int64_t chains() const { return config.num_layers * config.directions(); }
+  std::int64_t length(std::int64_t b) const { return lengths.empty() ? steps : lengths[b]; }
+};
+
+// By name.
+template <class T>
+struct Result {
+  std::string name;
+  std::vector<T> values;
+};
+template <class T>
+using Results = std::vector<Result<T>>;
+
+std::mt19937 generator(9);
+std::int64_t below(std::int64_t n) {
+  return static_cast<std::int64_t>(generator() % static_cast<std::uint64_t>(n));
+}
+
+Array random_array(std::int64_t n) {
+  std::uniform_real_distribution<double> uniform(-0.7, 0.7);
+  Array values(static_cast<std::size_t>(n));
+  // Exact in float32, so that both precisions are given the same problem.
+  for (double& value : values) value = static_cast<float>(uniform(generator));
+  return values;
+}
+
+// Rows (t, b) past the lengths become NaN.
+void spoil_padding(const Case& c, Array& rows) {
+  if (c.steps == 0 || c.batch == 0) return;
+  const std::int64_t each = static_cast<std::int64_t>(rows.size()) / (c.steps * c.batch);
+  for (std::int64_t row = 0; row < c.steps * c.batch; ++row) {
+    if (row / c.batch < c.length(row % c.batch)) continue;
+    std::fill_n(rows.begin() + row * each, each, std::nan(""));
+  }
+}
+
+Case random_case(const Config& config, std::int64_t steps, std::int64_t batch, bool lengths, bool resets) {
+  Case c;
+  c.config = config;
+  c.steps = steps;
+  c.batch = batch;
+  for (const Parameter& parameter : parameters_of(config)) {
+    std::int64_t size = 1;
+    for (const std::int64_t axis : parameter.shape) size *= axis;
+    c.parameters.push_back(random_array(size));
+    // Larger recurrent weights make a chaotic network, which no tolerance fits.
+    const float scale = 1 / std::sqrt(static_cast<float>(parameter.shape.back()));
+    if (parameter.shape.size() != 2) continue;
+    for (double& weight : c.parameters.back()) weight = static_cast<float>(weight) * scale;
+  }
+  const std::int64_t rows = c.chains() * batch, R = config.state_size(), H = config.hidden_size;
+  for (std::int64_t b = 0; lengths && b < batch; ++b) c.lengths.push_back(below(steps + 1));
+  for (std::int64_t i = 0; resets && i < steps * batch; ++i) c.resets.push_back(below(4) == 0);
+  c.x = random_array(steps * batch * config.input_size);
+  c.h0 = random_array(rows * R);
+  c.c0 = random_array(config.has_cell_state() ? rows * H : 0);
+  c.grad_y = random_array(steps * batch * config.output_size());
+  c.grad_hn = random_array(rows * R);
+  c.grad_cn = random_array(static_cast<std::int64_t>(c.c0.size()));
+  c.grad_h_all = random_array(rows * steps * R);
+  c.grad_c_all = random_array(static_cast<std::int64_t>(c.c0.size()) * steps);
+  spoil_padding(c, c.x);
+  spoil_padding(c, c.grad_y);
+  for (std::int64_t row = 0; row < rows; ++row) {  // a state that no step takes
+    if (c.length(row % batch) > 0) continue;
+    std::fill_n(c.h0.begin() + row * R, R, std::nan(""));
+    if (config.has_cell_state()) std::fill_n(c.c0.begin() + row * H, H, std::nan(""));
+  }
+  return c;
+}
+
+template <class T>
+std::vector<T> as(const Array& values) {
+  return {values.begin(), values.end()};
+}
+template <class T>
+View view(const std::vector<T>& data, std::int64_t middle, std::int64_t last) {
+  constexpr std::int64_t size = sizeof(T);
+  return {reinterpret_cast<const char*>(data.data()), {middle * last * size, last * size, size}};
+}
+
+// One network on one case: forward without a tape and with one, backward with the tape retained and not.
+template <class T>
+class Run {
+ public:
+  Run(const Network<T>& network, const Case& c) : network_(network), case_(c), config_(c.config) {
+    for (const Array& parameter : c.parameters) {
+      parameters_.push_back(as<T>(parameter));
+      pointers_.push_back(parameters_.back().data());
+    }
+    x_ = as<T>(c.x);
+    h0_ = as<T>(c.h0);
+    c0_ = as<T>(c.c0);
+    workspace_ = network.make_workspace();
+  }
+
+  Results<T> forward(Tape<T>* tape) {
+    const std::int64_t R = config_.state_size(), H = config_.hidden_size, B = case_.batch;
+    const std::int64_t width = config_.output_size(), rows = case_.chains() * B;
+    const std::int64_t cell = config_.has_cell_state() ? rows * H : 0;
+    const T unset = std::nan("");
+    y_.assign(case_.steps * B * width, unset);
+    std::vector<T> hn(rows * R, unset), cn(cell, unset), h_all, c_all;
+    Forward<T> call;
+    call.steps = case_.steps;
+    call.batch = B;
+    call.x = view(x_, B, config_.input_size);
+    if (case_.has_state) {
+      call.h0 = view(h0_, B, R);
+      if (config_.has_cell_state()) call.c0 = view(c0_, B, H);
+    }
+    call.lengths = case_.lengths.empty() ? nullptr : case_.lengths.data();
+    if (!case_.resets.empty()) call.resets = {case_.resets.data(), {B, 1, 0}};
+    call.noise = case_.noise;
+    call.seed = 0x123456789ABCDEFu;
+    call.y = y_.data();
+    call.y_step = B * width;
+    call.y_row = width;
+    call.hn = hn.data();
+    call.cn = cn.data();
+    if (case_.has_all) {
+      h_all.assign(rows * case_.steps * R, T(0));
+      c_all.assign(cell * case_.steps, T(0));
+      call.h_all = h_all.data();
+      if (config_.has_cell_state()) call.c_all = c_all.data();
+    }
+    Storage scratch;
+    scratch.reserve(network_.scratch_bytes() + 1);
+    std::unique_ptr<Weights<T>> weights;
+    if (tape || case_.noise.weight_drop > 0) {
+      call.parameters = pointers_.data();
+      call.scratch = scratch.data();
+      call.tape = tape;
+    } else {
+      weights = network_.pack(pointers_.data());
+    }
+    network_.forward(weights.get(), *workspace_, call);
+    return {{"y", y_}, {"h_n", hn}, {"c_n", cn}, {"h_all", h_all}, {"c_all", c_all}};
+  }
+
+  // After forward with the tape.
+  Results<T> backward(Tape<T>& tape, bool retain) {
+    const std::int64_t R = config_.state_size(), H = config_.hidden_size, B = case_.batch;
+    const std::int64_t width = config_.output_size(), rows = case_.chains() * B;
+    const T unset = std::nan("");
+    std::vector<T> grad_x(case_.has_grad_x ? x_.size() : 0, unset), grad_h0(rows * R, unset);
+    std::vector<T> grad_c0(config_.has_cell_state() ? rows * H : 0, unset);
+    const auto grad_y = as<T>(case_.grad_y), grad_hn = as<T>(case_.grad_hn), grad_cn = as<T>(case_.grad_cn);
+    const auto grad_h_all = as<T>(case_.grad_h_all), grad_c_all = as<T>(case_.grad_c_all);
+    std::vector<std::vector<T>> gradients;
+    std::vector<T*> pointers;
+    for (const std::int64_t room : network_.gradient_rooms()) gradients.emplace_back(room, unset);
+    for (std::vector<T>& gradient : gradients) pointers.push_back(gradient.data());
+    Backward<T> call;
+    call.parameters = pointers_.data();
+    if (case_.has_grad_y) call.grad_y = grad_y.data();
+    call.grad_y_step = B * width;
+    call.grad_y_row = width;
+    if (case_.has_grad_state) {
+      call.grad_hn = grad_hn.data();
+      if (config_.has_cell_state()) call.grad_cn = grad_cn.data();
+    }
+    if (case_.has_all) {
+      call.grad_h_all = grad_h_all.data();
+      if (config_.has_cell_state()) call.grad_c_all = grad_c_all.data();
+    }
+    if (case_.has_grad_x) call.grad_x = grad_x.data();
+    call.grad_x_step = B * config_.input_size;
+    call.grad_x_row = config_.input_size;
+    call.grad_h0 = grad_h0.data();
+    if (config_.has_cell_state()) call.grad_c0 = grad_c0.data();
+    call.gradients = pointers.data();
+    call.retain = retain;
+    network_.backward(tape, *workspace_, call);
+    Results<T> results{{"grad_x", grad_x}, {"grad_h0", grad_h0}, {"grad_c0", grad_c0}};
+    const std::vector<Parameter> names = parameters_of(config_);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      gradients[i].resize(case_.parameters[i].size());
+      results.push_back({names[i].name, gradients[i]});
+    }
+    return results;
+  }
+
+ private:
+  const Network<T>& network_;
+  const Case& case_;
+  const Config& config_;
+  std::vector<std::vector<T>> parameters_;
+  std::vector<const T*> pointers_;
+  std::vector<T> x_, h0_, c0_, y_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+int failures = 0, checks = 0;
+double largest_error[2] = {};  // in units of the tolerance, float and double
+
+void report(const Case& c, const char* type, const char* what, const std::string& name, std::size_t i,
+            double got, double expected) {
+  const Config& config = c.config;
+  const auto number = [](std::int64_t n) { return static_cast<long long>(n); };
+  std::printf(
+      "FAILED %s %s %s of %s: I %lld H %lld P %lld L %lld D %lld T %lld B %lld bias %d merge %s residual %d "
+      "norm %d "
+      "clip %g lengths %d resets %d noise %g %g %g %g %g %g training %d: [%zu] %.9g, not %.9g\n",
+      type, what, name.c_str(), name_of(config.cell), number(config.input_size), number(config.hidden_size),
+      number(config.proj_size), number(config.num_layers), number(config.directions()), number(c.steps),
+      number(c.batch), config.bias, name_of(config.merge), config.residual, config.layer_norm, config.clip,
+      !c.lengths.empty(), !c.resets.empty(), c.noise.dropout, c.noise.input_dropout,
+      c.noise.recurrent_dropout, c.noise.zoneout_h, c.noise.zoneout_c, c.noise.weight_drop, c.noise.training,
+      i, got, expected);
+  ++failures;
+}
+
+// Errors relative to the largest value of an array, or 1. Tolerance 0: the same bits.
+template <class T>
+void compare(const Case& c, const char* what, const Results<T>& got, const Results<T>& expected,
+             double tolerance) {
+  const char* const type = sizeof(T) == 4 ? "float" : "double";
+  for (std::size_t n = 0; n < expected.size(); ++n) {
+    const std::vector<T>&a = got[n].values, &b = expected[n].values;
+    double scale = 1;
+    for (const T value : b) scale = std::max(scale, std::abs(static_cast<double>(value)));
+    for (std::size_t i = 0; i < b.size(); ++i) {
+      const double error = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+      const bool is_state =
+          got[n].name == "h_n" || got[n].name == "c_n";  // which a row without steps passes on
+      const bool same = (b[i] == b[i] || is_state) && std::memcmp(&a[i], &b[i], sizeof(T)) == 0;
+      if (tolerance > 0 && error <= tolerance * scale) {
+        double& largest = largest_error[sizeof(T) == 8];
+        largest = std::max(largest, error / (tolerance * scale));
+      } else if (!same) {
+        report(c, type, what, got[n].name, i, static_cast<double>(a[i]), static_cast<double>(b[i]));
+        break;
+      }
+    }
+    ++checks;
+  }
+}
+
+template <class T>
+void check(const Case& c, int team_threads) {
+  set_num_threads(1);
+  const auto cpu = make_cpu_network<T>(c.config);
+  const emulated::StepsNetwork<EmulatedDevice, T> steps(c.config, EmulatedDevice(team_threads));
+  // A norm of few units magnifies rounding without bound: 1 / sqrt(variance + 1e-5) is up to 316.
+  const double magnified = c.config.layer_norm ? 4 : 1;
+  const double forward_tolerance = magnified * (sizeof(T) == 4 ? 1e-5 : 1e-13);
+  const double terms = static_cast<double>(c.steps * c.batch * c.config.gates());
+  const double backward_tolerance = (sizeof(T) == 4 ? 1e-6 : 1e-14) * magnified * (1 + std::sqrt(terms));
+  Run<T> expected(*cpu, c), got(steps, c);
+  const Results<T> outputs = got.forward(nullptr);
+  compare(c, "inference", outputs, expected.forward(nullptr), forward_tolerance);
+  compare(c, "inference again", got.forward(nullptr), outputs, 0);
+  const auto cpu_tape = cpu->make_tape(), steps_tape = steps.make_tape();
+  compare(c, "forward", got.forward(steps_tape.get()), outputs, 0);
+  expected.forward(cpu_tape.get());
+  const Results<T> gradients = got.backward(*steps_tape, true);
+  compare(c, "backward", gradients, expected.backward(*cpu_tape, false), backward_tolerance);
+  compare(c, "backward again", got.backward(*steps_tape, false), gradients, 0);
+}
+
+void check_both(const Case& c, int team_threads = 1) {
+  check<double>(c, team_threads);
+  check<float>(c, team_threads);
+}
+
+// ---- masks ------------------------------------------------------------------------------------------------
+
+template <class T>
+void check_mask(std::uint64_t seed, MaskKind kind, std::int64_t layer, std::int64_t d, double probability) {
+  constexpr std::int64_t first = 5, count = 203;
+  const std::uint32_t row = 1 + static_cast<std::uint32_t>(below(70)),
+                      step = static_cast<std::uint32_t>(below(900));
+  std::vector<T> drawn(count);
+  MaskArguments<T> mask{};
+  mask.out = drawn.data();
+  mask.first = first;
+  mask.count = count;
+  mask.seed = seed;
+  mask.row = row;
+  mask.step = step;
+  mask.stream = stream_of(kind, layer, d);
+  mask.probability = probability;
+  mask.hit = T(0);
+  mask.miss = probability < 1 ? static_cast<T>(1 / (1 - probability)) : T(0);
+  kernel_table().of<T>().mask(mask);
+  const emulated::Draw draw = emulated::draw_of(seed, kind, probability, layer, d);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const T factor = draw.factor<T>(step, row, first + i);
+    if (std::memcmp(&factor, &drawn[static_cast<std::size_t>(i)], sizeof(T)) == 0) continue;
+    std::printf("FAILED mask of %s, probability %g: unit %lld\n", name_of(kind), probability,
+                static_cast<long long>(first + i));
+    ++failures;
+    return;
+  }
+  ++checks;
+}
+
+// ---- cases ------------------------------------------------------------------------------------------------
+
+Noise all_noise(const Config& config) {
+  Noise noise;
+  noise.dropout = 0.2;
+  noise.input_dropout = 0.3;
+  noise.recurrent_dropout = 0.25;
+  noise.zoneout_h = 0.3;
+  noise.zoneout_c = config.has_cell_state() ? 0.4 : 0;
+  noise.weight_drop = 0.2;
+  noise.training = true;
+  return noise;
+}
+
+struct Option {
+  const char* name;
+  std::function<void(Config&, Noise&)> apply;
+};
+
+// One by one, each on its own.
+std::vector<Option> options() {
+  const auto with_noise = [](auto member) {
+    return [member](Config&, Noise& noise) {
+      noise.*member = 0.4;
+      noise.training = true;
+    };
+  };
+  return {
+      {"plain", [](Config&, Noise&) {}},
+      {"layers", [](Config& c, Noise&) { c.num_layers = 3; }},
+      {"no bias", [](Config& c, Noise&) { c.bias = false; }},
+      {"bidirectional", [](Config& c, Noise&) { c.bidirectional = true; }},
+      {"projection", [](Config& c, Noise&) { c.proj_size = c.has_cell_state() ? 1 + c.hidden_size / 2 : 0; }},
+      {"clip", [](Config& c, Noise&) { c.clip = 0.2; }},
+      {"layer norm", [](Config& c, Noise&) { c.layer_norm = true; }},
+      {"residual", [](Config& c, Noise&) { c.residual = true; }},
+      {"dropout", with_noise(&Noise::dropout)},
+      {"input dropout", with_noise(&Noise::input_dropout)},
+      {"recurrent dropout", with_noise(&Noise::recurrent_dropout)},
+      {"zoneout of h", with_noise(&Noise::zoneout_h)},
+      {"zoneout of c", with_noise(&Noise::zoneout_c)},
+      {"weight drop", with_noise(&Noise::weight_drop)},
+      {"expected zoneout", [](Config&, Noise& noise) { noise.zoneout_h = noise.zoneout_c = 0.3; }},
+      {"all noise", [](Config& c, Noise& noise) { noise = all_noise(c); }},
+  };
+}
+
+void settle(Config& config, Noise& noise) {
+  if (config.residual) config.input_size = config.output_size();
+  if (!config.has_cell_state()) {
+    noise.zoneout_c = 0;
+    config.proj_size = 0;
+    config.clip = std::numeric_limits<double>::infinity();
+  }
+}
+
+// Any combination.
+Case any_case(CellKind cell, std::int64_t hidden) {
+  Config config;
+  config.cell = cell;
+  config.hidden_size = hidden;
+  config.input_size = 1 + below(20);
+  config.num_layers = 1 + below(3);
+  config.bidirectional = below(2);
+  config.bias = below(4) != 0;
+  config.merge = static_cast<Merge>(below(static_cast<std::int64_t>(Merge::count)));
+  config.residual = below(3) == 0;
+  config.layer_norm = below(3) == 0 && hidden > 4;
+  if (below(3) == 0) config.proj_size = 1 + below(hidden);
+  if (below(3) == 0) config.clip = 0.25;
+  Noise noise;
+  noise.training = below(2);
+  const auto maybe = [&](double p) { return below(3) == 0 ? p : 0; };
+  noise.zoneout_h = maybe(0.3);
+  noise.zoneout_c = maybe(0.4);
+  if (noise.training) {
+    noise.dropout = maybe(0.2);
+    noise.input_dropout = maybe(0.3);
+    noise.recurrent_dropout = maybe(0.25);
+    noise.weight_drop = maybe(0.2);
+  }
+  settle(config, noise);
+  const std::int64_t steps = below(12) == 0 ? 0 : 1 + below(9), batch = below(12) == 0 ? 0 : 1 + below(12);
+  Case c = random_case(config, steps, batch, below(2), below(2));
+  c.noise = noise;
+  c.has_state = below(3) != 0;
+  c.has_grad_y = below(4) != 0;
+  c.has_grad_state = below(3) != 0;
+  c.has_grad_x = below(4) != 0;
+  c.has_all = below(2);
+  return c;
+}
+
+}  // namespace
+
+int main() {
+  for (const double probability : {0.0, 1e-9, 0.1, 0.5, 0.999, 1.0}) {
+    for (int kind = 0; kind < static_cast<int>(MaskKind::count); ++kind) {
+      const std::uint64_t seed = (std::uint64_t{generator()} << 32) | generator();
+      check_mask<float>(seed, static_cast<MaskKind>(kind), below(5), below(2), probability);
+      check_mask<double>(seed, static_cast<MaskKind>(kind), below(5), below(2), probability);
+    }
+  }
+  int cases = 0;
+  for (int cell = 0; cell < static_cast<int>(CellKind::count); ++cell) {
+    const auto kind = static_cast<CellKind>(cell);
+    for (const Option& option : options()) {
+      for (int merge = 0; merge < static_cast<int>(Merge::count); ++merge) {
+        Config config;
+        Noise noise;
+        config.cell = kind;
+        config.input_size = 5;
+        config.hidden_size = 7;
+        config.num_layers = 2;
+        config.bidirectional = merge > 0;  // concat: of one direction, but for the option
+        config.merge = static_cast<Merge>(merge);
+        option.apply(config, noise);
+        settle(config, noise);
+        Case c = random_case(config, 4, 3, merge % 2, merge / 2 % 2);
+        c.noise = noise;
+        c.has_all = true;
+        check_both(c);
+        ++cases;
+      }
+    }
+    for (const std::int64_t hidden : {1, 2, 15, 17, 33, 70}) {
+      for (int i = 0; i < 24; ++i, ++cases) check_both(any_case(kind, hidden));
+    }
+    for (int i = 0; i < 6; ++i, ++cases) {  // rows shared by threads
+      Case c = any_case(kind, 11);
+      Config config = c.config;
+      config.layer_norm = true;
+      Case normed = random_case(config, 3, 2, i % 2, i % 3 == 0);
+      normed.noise = c.noise;
+      check_both(normed, 2 + i % 3);
+    }
+  }
+  std::printf(
+      "%d cases, %d checks, %d failures; largest error of float %.3f, of double %.3f of the tolerance\n",
+      cases, checks, failures, largest_error[0], largest_error[1]);
+  return failures ? 1 : 0;
+}
