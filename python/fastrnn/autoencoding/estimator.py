@@ -153,6 +153,15 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         self.model_ = model = self._model(self._width(rows), generator)
         plain = inputs if loss == "mse" else self._like(rows, elements.astype(np.float32))
         targets = self._targets(inputs, plain, generator)
+        self.history_ = self._train(model, inputs, targets, generator)
+        self.n_iter_ = len(self.history_.epochs)
+        self.n_components_ = int(self.n_components)
+        self.offset_ = float(np.percentile(self._scores(rows), 100 * contamination))
+
+    def _train(
+        self, model: AutoencoderModel, inputs: Any, targets: Any, generator: np.random.Generator
+    ) -> History:
+        """Train a model, which is in evaluation mode then."""
         callbacks: list[Callback] = []
         validation = None
         if functional.boolean("early_stopping", self.early_stopping):
@@ -161,9 +170,9 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
             inputs, targets = _take(inputs, kept), _take(targets, kept)
             patience = functional.integer("patience", self.patience, 1)
             callbacks.append(EarlyStopping("val_loss", patience))
-        rate = self._rate(len(inputs))
-        model.compile(optimizers.Adam(rate), {"mse": "mse", "bce": "binary_cross_entropy"}[loss])
-        self.history_: History = model.fit(
+        name = {"mse": "mse", "bce": "binary_cross_entropy"}[self.loss]
+        model.compile(optimizers.Adam(self._rate(len(inputs))), name)
+        history = model.fit(
             inputs,
             targets,
             epochs=self.epochs,
@@ -179,9 +188,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
                 "learning_rate: expected one (and penalties and noise) with which the weights stay"
                 f" finite, got {self.learning_rate}"
             )
-        self.n_iter_ = len(self.history_.epochs)
-        self.n_components_ = int(self.n_components)
-        self.offset_ = float(np.percentile(self._scores(rows), 100 * contamination))
+        return history
 
     def _rate(self, n: int) -> optimizers.Schedule:
         """Return the learning rate: it rises over a twentieth of the updates, and falls to 0."""
