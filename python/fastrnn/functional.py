@@ -132,13 +132,19 @@ def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+_FLOATS: tuple[np.dtype[np.floating[Any]], ...] = (np.dtype(np.float32), np.dtype(np.float64))
+
+
 def float_dtype(name: str, value: Any) -> np.dtype[np.floating[Any]]:
     """Return float32 or float64 in this machine's byte order, or raise a ValueError."""
+    for known in _FLOATS:
+        if known is value:
+            return known
     dtype = None
     if value is not None:  # which NumPy would take for float64
         with contextlib.suppress(TypeError):
             dtype = np.dtype(value).str
-    for known in (np.dtype(np.float32), np.dtype(np.float64)):
+    for known in _FLOATS:
         if known.str == dtype:
             return known
     raise ValueError(f"{name}: expected float32 or float64, got {value!r}")

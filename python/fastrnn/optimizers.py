@@ -283,6 +283,17 @@ class Common(TypedDict, total=False):
     global_clipnorm: float | None
 
 
+_MISSING = object()  # no gradient
+
+
+def _is_plain(array: Any) -> bool:
+    return type(array) is np.ndarray and array.dtype in (np.float32, np.float64)
+
+
+def _is_alike(a: FloatArray, b: FloatArray) -> bool:
+    return a.shape == b.shape and bool(a.dtype == b.dtype)
+
+
 class Optimizer:
     """What the optimizers share; use one of the others.
 
@@ -505,31 +516,39 @@ class Optimizer:
                 f"parameters: expected {expected}, got {', '.join(parameters) or 'none'}"
             )
         pairs = {}
-        for name, given in parameters.items():
-            label = f"parameters[{name!r}]"
-            parameter = np.asarray(functional.view(label, given))
-            functional.float_dtype(label, parameter.dtype)
-            expected = f"{parameter.shape} {parameter.dtype}"
-            for slot in self._slots.get(name, ()):
-                if (slot.shape, slot.dtype) != (parameter.shape, parameter.dtype):
-                    raise ValueError(
-                        f"{label}: expected {slot.shape} {slot.dtype} as before, got {expected}"
-                    )
-            if not parameter.flags.writeable:
-                raise ValueError(
-                    f"{label}: expected a writable array, got a read-only one; a layer's are"
-                    " writable in training mode, see its train()"
-                )
-            label = f"gradients[{name!r}]"
-            if name not in gradients:
-                raise ValueError(f"{label}: expected {expected}, got none")
-            gradient = np.asarray(functional.view(label, gradients[name]))
-            if (gradient.shape, gradient.dtype) != (parameter.shape, parameter.dtype):
-                raise ValueError(
-                    f"{label}: expected {expected}, got {gradient.shape} {gradient.dtype}"
-                )
+        for name, parameter in parameters.items():
+            gradient: Any = gradients.get(name, _MISSING)
+            slots = self._slots.get(name, ())
+            # Most are right, and texts of shapes and types take longer than small updates.
+            fits = _is_plain(parameter) and parameter.flags.writeable and _is_plain(gradient)
+            if not fits or any(not _is_alike(parameter, a) for a in (gradient, *slots)):
+                parameter, gradient = self._check_pair(name, parameter, gradient)
             pairs[name] = (parameter, gradient)
         return pairs
+
+    def _check_pair(self, name: str, given: Any, given_gradient: Any) -> Any:
+        """Return a parameter and its gradient, or raise an error that names the culprit."""
+        label = f"parameters[{name!r}]"
+        parameter = np.asarray(functional.view(label, given))
+        functional.float_dtype(label, parameter.dtype)
+        expected = f"{parameter.shape} {parameter.dtype}"
+        for slot in self._slots.get(name, ()):
+            if not _is_alike(slot, parameter):
+                raise ValueError(
+                    f"{label}: expected {slot.shape} {slot.dtype} as before, got {expected}"
+                )
+        if not parameter.flags.writeable:
+            raise ValueError(
+                f"{label}: expected a writable array, got a read-only one; a layer's are"
+                " writable in training mode, see its train()"
+            )
+        label = f"gradients[{name!r}]"
+        if given_gradient is _MISSING:
+            raise ValueError(f"{label}: expected {expected}, got none")
+        gradient = np.asarray(functional.view(label, given_gradient))
+        if not _is_alike(gradient, parameter):
+            raise ValueError(f"{label}: expected {expected}, got {gradient.shape} {gradient.dtype}")
+        return parameter, gradient
 
     def _apply(
         self,
