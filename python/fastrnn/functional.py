@@ -138,7 +138,8 @@ _FLOATS: tuple[np.dtype[np.floating[Any]], ...] = (np.dtype(np.float32), np.dtyp
 def float_dtype(name: str, value: Any) -> np.dtype[np.floating[Any]]:
     """Return float32 or float64 in this machine's byte order, or raise a ValueError."""
     for known in _FLOATS:
-        if known is value:
+        is_it = known is value
+        if is_it:
             return known
     dtype = None
     if value is not None:  # which NumPy would take for float64
