@@ -1,0 +1,128 @@
+// A device of plain loops on host memory, to test the CUDA driver where there is none. It is as unhelpful as
+// a real one: memory comes filled with NaN, launches run in changing orders, and the threads of a team are
+// real ones, if asked for, so that a sanitizer sees what they do to each other.
+#pragma once
+
+#include <algorithm>
+#include <barrier>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "device.h"
+
+namespace fastrnn {
+
+// The threads that share a row. Sums run in the order of the threads.
+template <class Meet>
+struct EmulatedTeam {
+  int thread, threads;
+  double* partial;  // (threads,)
+  Meet* meet;
+
+  template <class M>
+  M sum(M value) const {
+    if (threads == 1) return value;
+    partial[thread] = static_cast<double>(value);
+    meet->arrive_and_wait();
+    M total = 0;
+    for (int i = 0; i < threads; ++i) total += static_cast<M>(partial[i]);
+    meet->arrive_and_wait();
+    return total;
+  }
+};
+
+class EmulatedDevice {
+ public:
+  explicit EmulatedDevice(int team_threads = 1) : team_threads_(team_threads) {}
+
+  EmulatedDevice for_workspace() const { return *this; }
+  void* allocate(std::size_t bytes) {
+    constexpr std::size_t alignment = 256;
+    const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
+    void* const memory = std::aligned_alloc(alignment, std::max(size, alignment));
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory, 0xFF, std::max(size, alignment));
+    return memory;
+  }
+  void release(void* memory) { std::free(memory); }
+  void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes) std::memcpy(to, from, bytes);
+  }
+  void zero(void* to, std::size_t bytes) {
+    if (bytes) std::memset(to, 0, bytes);
+  }
+  void wait() {}
+  static constexpr std::int64_t block_bytes = 4096;  // few steps, so that tests see several blocks
+
+  template <class Functor>
+  void launch(std::int64_t rows, std::int64_t columns, const Functor& functor) {
+    static_assert(std::is_trivially_copyable_v<Functor>);
+    backwards_ = !backwards_;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::int64_t row = backwards_ ? rows - 1 - i : i;
+      for (std::int64_t j = 0; j < columns; ++j) functor(row, backwards_ ? columns - 1 - j : j);
+    }
+  }
+
+  template <class Functor>
+  void launch_rows(std::int64_t rows, std::int64_t, const Functor& functor) {
+    static_assert(std::is_trivially_copyable_v<Functor>);
+    std::vector<double> partial(static_cast<std::size_t>(team_threads_));
+    std::barrier meet(team_threads_);
+    const auto work = [&](int thread) {
+      const EmulatedTeam<std::barrier<>> team{thread, team_threads_, partial.data(), &meet};
+      for (std::int64_t row = 0; row < rows; ++row) functor(row, team);
+    };
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < team_threads_; ++thread) others.emplace_back(work, thread);
+    work(0);
+    for (std::thread& other : others) other.join();
+  }
+
+  template <class In, class Out>
+  void multiply(const Product<In, Out>& p) {
+    as_column_major(p, [&](const ColumnMajorProduct<In, Out>& product) {
+      expect_valid(product);
+      for (int i = 0; i < product.count; ++i) multiply_one(product, i, p.alpha, p.beta);
+    });
+  }
+
+ private:
+  // What cuBLAS asks of leading dimensions.
+  template <class In, class Out>
+  static void expect_valid(const ColumnMajorProduct<In, Out>& p) {
+    const auto at_least = [](std::int64_t leading, std::int64_t rows) {
+      if (leading < std::max<std::int64_t>(1, rows)) throw std::logic_error("product: leading dimension");
+    };
+    if (p.m == 0 || p.n == 0 || p.k == 0) return;  // never reaches it
+    at_least(p.a_leading, p.transpose_a ? p.k : p.m);
+    at_least(p.b_leading, p.transpose_b ? p.n : p.k);
+    at_least(p.c_leading, p.m);
+  }
+
+  template <class In, class Out>
+  static void multiply_one(const ColumnMajorProduct<In, Out>& p, int i, Out alpha, Out beta) {
+    const In *const a = p.a + i * p.a_step, *const b = p.b + i * p.b_step;
+    for (std::int64_t n = 0; n < p.n; ++n) {
+      for (std::int64_t m = 0; m < p.m; ++m) {
+        Out sum = 0;
+        for (std::int64_t k = 0; k < p.k; ++k) {
+          sum += static_cast<Out>(a[p.transpose_a ? m * p.a_leading + k : k * p.a_leading + m]) *
+                 static_cast<Out>(b[p.transpose_b ? k * p.b_leading + n : n * p.b_leading + k]);
+        }
+        Out& c = p.c[i * p.c_step + n * p.c_leading + m];
+        c = alpha * sum + (beta == Out(0) ? Out(0) : beta * c);
+      }
+    }
+  }
+
+  int team_threads_;
+  bool backwards_ = false;
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,327 @@
+// Forward by the policy `Steps`: per layer one product for all inputs, then in every step one product with
+// W_hh and one kernel; a projection, a second phase or layer norm's rows add to that. All directions go
+// together.
+#pragma once
+
+#include <algorithm>
+
+#include "steps_tape.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+template <class Device, class T, class M>
+class StepsForward {
+ public:
+  StepsForward(const Config& config, const StepPlan& plan, const T* const* parameters,
+               StepsWorkspace<Device>& workspace, const Forward<T>& call)
+      : config_(config),
+        plan_(plan),
+        parameters_{config, parameters},
+        device_(workspace.device),
+        call_(call),
+        directions_(static_cast<int>(config.directions())) {
+    auto* const tape = static_cast<StepsTape<Device, T, M>*>(call.tape);
+    frame_.steps = call.steps;
+    frame_.batch = call.batch;
+    frame_.hidden = config.hidden_size;
+    frame_.state = config.state_size();
+    frame_.gates = config.gates();
+    frame_.slots = plan.slots;
+    frame_.lengths = call.lengths;
+    frame_.resets = call.resets.data;
+    frame_.training = call.noise.training;
+    keeps_all_ = tape != nullptr;
+    if (tape) {
+      tape->begin(device_, config, plan, call);
+      chains_ = tape->chains;
+      layers_ = tape->layers;
+    }
+    const std::int64_t step_bytes = std::max<std::int64_t>(
+        1, directions_ * call.batch * plan.slots * config.hidden_size * std::int64_t{sizeof(T)});
+    block_steps_ = tape ? std::max<std::int64_t>(1, call.steps)
+                        : std::max<std::int64_t>(1, std::min(call.steps, Device::block_bytes / step_bytes));
+    Arena counting;
+    lay_out_call(counting);
+    Arena arena(workspace.memory.reserve(device_, counting.used()));
+    lay_out_call(arena);
+  }
+
+  void run() {
+    for (layer_ = 0; layer_ < config_.num_layers; ++layer_) {
+      index_weights();
+      input_ = layer_ == 0 ? reinterpret_cast<const T*>(call_.x.data) : layer(layer_ - 1).output;
+      const T* const read = masked_input();
+      start();
+      for (std::int64_t s0 = 0; s0 < call_.steps; s0 += block_steps_) {
+        first_step_ = s0;
+        end_step_ = std::min(s0 + block_steps_, call_.steps);
+        project_inputs(read);
+        for (std::int64_t s = s0; s < end_step_; ++s) step(s);
+      }
+      join_outputs();
+    }
+  }
+
+ private:
+  std::int64_t batch() const { return call_.batch; }
+  std::int64_t width() const { return config_.layer_input_size(layer_); }
+  const KeptLayer<T>& layer(std::int64_t index) const { return layers_[static_cast<std::size_t>(index)]; }
+  const KeptChain<T, M>& chain(int d) const {
+    return chains_[static_cast<std::size_t>(layer_ * directions_ + d)];
+  }
+
+  // Pieces of the workspace; with a null arena only their size.
+  void lay_out_call(Arena& arena) {
+    const std::int64_t hidden = config_.hidden_size, state = config_.state_size(),
+                       rows = directions_ * batch();
+    const Noise& noise = call_.noise;
+    product_ = arena.take<M>(rows * config_.gates() * hidden);
+    if (config_.proj_size) projected_ = arena.take<M>(rows * state);
+    if (config_.layer_norm && config_.has_cell_state()) {
+      first_ = arena.take<M>(rows * hidden);
+      second_ = arena.take<M>(rows * hidden);
+    }
+    if (noise.input_dropout > 0) {
+      const std::int64_t widest =
+          std::max(config_.input_size, config_.num_layers > 1 ? config_.output_size() : 0);
+      masked_ = arena.take<T>(call_.steps * batch() * widest);
+    }
+    if (noise.weight_drop > 0) dropped_ = arena.take<T>(directions_ * config_.gates() * hidden * state);
+    if (!keeps_all_) lay_out_inference(arena);
+  }
+
+  // The layers share what they need in turn.
+  void lay_out_inference(Arena& arena) {
+    const std::int64_t sequence = call_.steps * batch();
+    KeptChain<T, M> kept[most_directions];
+    for (int d = 0; d < directions_; ++d) {
+      lay_out(arena, config_, plan_, call_.noise, batch(), {1, 2, block_steps_}, kept[d]);
+    }
+    T* between[2] = {};
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(2, config_.num_layers - 1); ++i) {
+      between[i] = arena.take<T>(sequence * config_.output_size());
+    }
+    bool plain = true;
+    for (std::int64_t i = 0; i < config_.num_layers; ++i) plain = plain && is_plain(config_, call_.noise, i);
+    T* const hidden = plain ? nullptr : arena.take<T>(sequence * directions_ * config_.state_size());
+    chains_.clear();
+    layers_.clear();
+    for (std::int64_t i = 0; i < config_.num_layers; ++i) {
+      for (int d = 0; d < directions_; ++d) chains_.push_back(kept[d]);
+      T* const output = i + 1 < config_.num_layers ? between[i % 2] : call_.y;
+      layers_.push_back({output, is_plain(config_, call_.noise, i) ? output : hidden});
+    }
+  }
+
+  void index_weights() {
+    for (int d = 0; d < directions_; ++d) {
+      index_[d] = parameter_indices(config_, layer_, d);
+      weight_hh_[d] = parameters_.at(index_[d].weight_hh);
+      if (!dropped_) continue;
+      T* const dropped = dropped_ + d * config_.gates() * config_.hidden_size * config_.state_size();
+      drop_weights<T, M>(device_, config_, call_.noise, call_.seed, layer_, d, weight_hh_[d], dropped);
+      weight_hh_[d] = dropped;
+    }
+  }
+
+  const T* masked_input() {
+    if (!masked_) return input_;
+    const MaskInput<T, M> functor{frame_, width(), input_, masked_,
+                                  draw_of(call_.seed, MaskKind::input, call_.noise.input_dropout, layer_, 0)};
+    device_.launch(call_.steps * batch(), width(), functor);
+    return masked_;
+  }
+
+  // ---- state ------------------------------------------------------------------------------------
+
+  template <class X>
+  X* entry(X* states, std::int64_t k, std::int64_t columns) const {
+    return states ? states + (keeps_all_ ? k : k % 2) * batch() * columns : nullptr;
+  }
+  // Where in a kept array the state before the step at time t is, and the state after it.
+  static std::int64_t entry_before(int d, std::int64_t t) { return d ? t + 1 : t; }
+  static std::int64_t entry_after(int d, std::int64_t t) { return d ? t : t + 1; }
+
+  // What is the same in all steps.
+  StatePart<T, T> part_of_h(int d) const {
+    const std::int64_t state = config_.state_size(), of_chain = (layer_ * directions_ + d) * batch() * state;
+    StatePart<T, T> part;
+    part.width = state;
+    if (call_.h0.data) part.initial = reinterpret_cast<const T*>(call_.h0.data) + of_chain;
+    part.final = call_.hn + of_chain;
+    part.zone = draw_of(call_.seed, MaskKind::zoneout_h, call_.noise.zoneout_h, layer_, d);
+    part.mask = draw_of(call_.seed, MaskKind::recurrent, call_.noise.recurrent_dropout, layer_, d);
+    return part;
+  }
+  StatePart<T, M> part_of_c(int d) const {
+    const std::int64_t hidden = config_.hidden_size, of_chain = (layer_ * directions_ + d) * batch() * hidden;
+    StatePart<T, M> part;
+    part.width = hidden;
+    if (!config_.has_cell_state()) return part;
+    if (call_.c0.data) part.initial = reinterpret_cast<const T*>(call_.c0.data) + of_chain;
+    part.final = call_.cn + of_chain;
+    part.zone = draw_of(call_.seed, MaskKind::zoneout_c, call_.noise.zoneout_c, layer_, d);
+    return part;
+  }
+
+  void start() {
+    Start<T, T> of_h{frame_, {}};
+    Start<T, M> of_c{frame_, {}};
+    for (int d = 0; d < directions_; ++d) {
+      const std::int64_t k = entry_before(d, time_of(call_.steps, d, 0));
+      of_h.part[d] = part_of_h(d);
+      of_h.part[d].after = entry(chain(d).h, k, config_.state_size());
+      of_h.part[d].operand = entry(chain(d).operand, k, config_.state_size());
+      of_c.part[d] = part_of_c(d);
+      of_c.part[d].after = entry(chain(d).c, k, config_.hidden_size);
+    }
+    device_.launch(directions_ * batch(), config_.state_size(), of_h);
+    if (config_.has_cell_state()) device_.launch(directions_ * batch(), config_.hidden_size, of_c);
+  }
+
+  // ---- steps ------------------------------------------------------------------------------------
+
+  // Of a time in the block.
+  T* slots_at(int d, std::int64_t t) const {
+    const std::int64_t first = d ? call_.steps - end_step_ : first_step_;
+    return chain(d).slots + (t - first) * batch() * plan_.slots * config_.hidden_size;
+  }
+
+  void project_inputs(const T* read) {
+    const std::int64_t gates = config_.gates() * config_.hidden_size;
+    auto product = product_of<T, T>(directions_, (end_step_ - first_step_) * batch(), gates, width());
+    product.transpose_right = true;
+    product.left_stride = product.right_stride = width();
+    product.out_stride = plan_.slots * config_.hidden_size;
+    for (int d = 0; d < directions_; ++d) {
+      const std::int64_t t = d ? call_.steps - end_step_ : first_step_;
+      product.left[d] = read + t * batch() * width();
+      product.right[d] = parameters_.at(index_[d].weight_ih);
+      product.out[d] = slots_at(d, t);
+    }
+    device_.multiply(product);
+  }
+
+  void step(std::int64_t s) {
+    StepChain<T, M> chains[most_directions];
+    for (int d = 0; d < directions_; ++d) chains[d] = chain_at(d, time_of(call_.steps, d, s));
+    for (int phase = 0; phase < plan_.phases; ++phase) {
+      multiply_state(phase, chains);
+      with_phase(config_.cell, phase, [&](auto* cell) { run_phase(cell, chains); });
+    }
+    if (!config_.proj_size) return;
+    project(chains);
+    const ProjectionForward<T, M> functor{frame_, {chains[0], chains[1]}};
+    device_.launch(directions_ * batch(), config_.state_size(), functor);
+  }
+
+  StepChain<T, M> chain_at(int d, std::int64_t t) const {
+    const std::int64_t hidden = config_.hidden_size, state = config_.state_size();
+    const std::int64_t before = entry_before(d, t), after = entry_after(d, t);
+    const KeptChain<T, M>& kept = chain(d);
+    StepChain<T, M> c;
+    c.t = t;
+    c.slots = slots_at(d, t);
+    c.product = product_ + d * batch() * config_.gates() * hidden;
+    c.bias_ih = parameters_.at(index_[d].bias_ih);
+    c.bias_hh = parameters_.at(index_[d].bias_hh);
+    c.peephole = parameters_.at(index_[d].weight_peep);
+    if (projected_) c.projected = projected_ + d * batch() * state;
+    if (kept.exchange) c.exchange = kept.exchange + (keeps_all_ ? t : 0) * batch() * hidden;
+    c.h = part_of_h(d);
+    c.h.before = entry(kept.h, before, state);
+    c.h.after = entry(kept.h, after, state);
+    c.h.operand = entry(kept.operand, after, state);
+    c.c = part_of_c(d);
+    c.c.before = entry(kept.c, before, hidden);
+    c.c.after = entry(kept.c, after, hidden);
+    c.operand = kept.operand ? entry(kept.operand, before, state) : c.h.before;
+    const std::int64_t row = ((layer_ * directions_ + d) * call_.steps + t) * batch();
+    if (call_.h_all) c.h.all = call_.h_all + row * state;
+    if (call_.c_all && config_.has_cell_state()) c.c.all = call_.c_all + row * hidden;
+    c.y_stride = directions_ * state;
+    c.y = layer(layer_).hidden + t * batch() * c.y_stride + d * state;
+    return c;
+  }
+
+  void multiply_state(int phase, const StepChain<T, M>* chains) {
+    const std::int64_t hidden = config_.hidden_size;
+    const Segment& segment = plan_.recurrent[phase];
+    auto product = product_of<T, M>(directions_, batch(), segment.count * hidden, config_.state_size());
+    product.transpose_right = true;
+    product.left_stride = product.right_stride = config_.state_size();
+    product.out_stride = config_.gates() * hidden;
+    for (int d = 0; d < directions_; ++d) {
+      product.left[d] = phase ? chains[d].exchange : chains[d].operand;
+      product.right[d] = weight_hh_[d] + segment.gate * hidden * config_.state_size();
+      product.out[d] = product_ + d * batch() * config_.gates() * hidden + segment.gate * hidden;
+    }
+    device_.multiply(product);
+  }
+
+  void project(const StepChain<T, M>* chains) {
+    auto product = product_of<T, M>(directions_, batch(), config_.state_size(), config_.hidden_size);
+    product.transpose_right = true;
+    product.left_stride = product.right_stride = config_.hidden_size;
+    product.out_stride = config_.state_size();
+    for (int d = 0; d < directions_; ++d) {
+      product.left[d] = chains[d].exchange;
+      product.right[d] = parameters_.at(index_[d].weight_hr);
+      product.out[d] = projected_ + d * batch() * config_.state_size();
+    }
+    device_.multiply(product);
+  }
+
+  template <class Cell>
+  void run_phase(Cell*, const StepChain<T, M>* chains) {
+    const CellForward<Cell, T, M> cell{
+        frame_, static_cast<M>(config_.clip), config_.proj_size > 0, keeps_all_, {chains[0], chains[1]}};
+    if (!config_.layer_norm) {
+      device_.launch(directions_ * batch(), config_.hidden_size, cell);
+      return;
+    }
+    NormForward<Cell, T, M> functor{cell, {}};
+    for (int d = 0; d < directions_; ++d) {
+      const std::int64_t t = keeps_all_ ? chains[d].t : 0;
+      NormChain<T, M>& norm = functor.norm[d];
+      norm.parameters = parameters_.norm(index_[d]);
+      norm.moments = chain(d).moments + t * batch() * norm_moments;
+      if (!first_) continue;
+      norm.first = first_ + d * batch() * config_.hidden_size;
+      norm.second = second_ + d * batch() * config_.hidden_size;
+    }
+    device_.launch_rows(directions_ * batch(), config_.hidden_size, functor);
+  }
+
+  void join_outputs() {
+    if (is_plain(config_, call_.noise, layer_)) return;
+    const JoinOutputs<T, M> functor{frame_, joining_of(config_, call_.noise, call_.seed, layer_),
+                                    layer(layer_).hidden, has_residual(config_, layer_) ? input_ : nullptr,
+                                    layer(layer_).output};
+    device_.launch(call_.steps * batch(), config_.output_size(), functor);
+  }
+
+  const Config& config_;
+  const StepPlan& plan_;
+  const Parameters<T> parameters_;
+  Device& device_;
+  const Forward<T>& call_;
+  const int directions_;
+  Frame frame_;
+  bool keeps_all_ = false;
+  std::int64_t block_steps_ = 1;
+  std::vector<KeptChain<T, M>> chains_;  // [layer * D + direction]
+  std::vector<KeptLayer<T>> layers_;
+  M* product_ = nullptr;                    // (D, B, G * H)
+  M* projected_ = nullptr;                  // (D, B, R)
+  M *first_ = nullptr, *second_ = nullptr;  // (D, B, H): layer norm of c
+  T* masked_ = nullptr;                     // (T, B, width): of input dropout
+  T* dropped_ = nullptr;                    // (D, G * H, R): of weight drop
+  // Of the layer at work, and of the block of steps.
+  std::int64_t layer_ = 0, first_step_ = 0, end_step_ = 0;
+  ParameterIndices index_[most_directions]{};
+  const T* weight_hh_[most_directions]{};
+  const T* input_ = nullptr;
+};
+
+}  // namespace fastrnn::FASTRNN_TARGET
