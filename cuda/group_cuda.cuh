@@ -1,0 +1,146 @@
+// Groups of group.h on an NVIDIA GPU. The policy says where the blocks of a group meet.
+//
+// Block: one block is the group. Cluster (compute capability 9.0): blocks write into each other's shared
+// memory and meet at the hardware's cluster barrier. Grid: all blocks run at once (cooperative launch), write
+// pieces to L2, and raise a flag each with release; readers acquire all flags of the group.
+#pragma once
+
+#include "group.h"
+#include "planner.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+// Memory of a grid's groups, in global memory; flags are zero before a launch.
+struct GridExchange {
+  char* buffers = nullptr;    // of each group two, buffer_bytes() each
+  unsigned* flags = nullptr;  // of each group `ranks`
+};
+
+class BlockGroup {
+ public:
+  __device__ BlockGroup(const PersistentLayout& layout, char* memory)
+      : rank(0), warp(static_cast<int>(threadIdx.x) / warp_lanes), shared(memory), layout_(layout) {}
+
+  const int rank, warp;
+  char* const shared;
+
+  template <class F>
+  __device__ __forceinline__ void lanes(const F& f) const {
+    f(static_cast<int>(threadIdx.x) % warp_lanes);
+    __syncwarp();
+  }
+  __device__ __forceinline__ int thread(int) const { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void start() const { sync(); }
+  __device__ __forceinline__ char* buffer(int) const { return shared; }
+  __device__ __forceinline__ void publish(int) const {}
+  __device__ __forceinline__ void receive(int) const { sync(); }
+
+ protected:
+  __device__ BlockGroup(const PersistentLayout& layout, char* memory, int block_rank)
+      : rank(block_rank), warp(static_cast<int>(threadIdx.x) / warp_lanes), shared(memory), layout_(layout) {}
+
+  const PersistentLayout& layout_;
+};
+
+class ClusterGroup : public BlockGroup {
+ public:
+  __device__ ClusterGroup(const PersistentLayout& layout, char* memory, int block_rank)
+      : BlockGroup(layout, memory, block_rank) {}
+
+  __device__ __forceinline__ void start() const {
+    arrive();
+    wait();
+  }
+  __device__ __forceinline__ char* buffer(int step) const {
+    return shared + (step & 1) * layout_.buffer_bytes;
+  }
+  __device__ __forceinline__ void publish(int step) const {
+    sync();
+    const char* const mine = buffer(step);
+    const auto own = static_cast<std::uint32_t>(__cvta_generic_to_shared(mine));
+    each_vector(layout_, rank * layout_.panels, layout_.panels_of(rank), thread(0), [&](int byte) {
+      const uint4 vector = *reinterpret_cast<const uint4*>(mine + byte);
+      // Each block begins with another, lest all write to the first one at once.
+      for (int i = 1; i < layout_.ranks; ++i) {
+        const int to = rank + i < layout_.ranks ? rank + i : rank + i - layout_.ranks;
+        store(own + static_cast<std::uint32_t>(byte), to, vector);
+      }
+    });
+    arrive();
+  }
+  __device__ __forceinline__ void receive(int) const { wait(); }
+
+ private:
+  // At the same address of another block's shared memory.
+  __device__ __forceinline__ static void store(std::uint32_t own_address, int rank, const uint4& v) {
+    std::uint32_t address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own_address), "r"(rank));
+    asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+  }
+  __device__ __forceinline__ static void arrive() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  }
+  __device__ __forceinline__ static void wait() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
+};
+
+class GridGroup : public BlockGroup {
+ public:
+  __device__ GridGroup(const PersistentLayout& layout, char* memory, int block_rank, int group,
+                       const GridExchange& exchange)
+      : BlockGroup(layout, memory, block_rank),
+        global_(exchange.buffers + group * 2 * layout.buffer_bytes),
+        flags_(exchange.flags + group * layout.ranks) {}
+
+  __device__ __forceinline__ void publish(int step) const {
+    sync();
+    char* const to = global_ + (step & 1) * layout_.buffer_bytes;
+    each_vector(layout_, rank * layout_.panels, layout_.panels_of(rank), thread(0), [&](int byte) {
+      __stcg(reinterpret_cast<uint4*>(to + byte), *reinterpret_cast<const uint4*>(shared + byte));
+    });
+    sync();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flags_ + rank),
+                   "r"(static_cast<unsigned>(step))
+                   : "memory");
+    }
+  }
+
+  __device__ __forceinline__ void receive(int step) const {
+    for (int from = thread(0); from < layout_.ranks; from += layout_.threads) {
+      while (published(from) < static_cast<unsigned>(step)) {
+      }
+    }
+    sync();
+    const char* const from = global_ + (step & 1) * layout_.buffer_bytes;
+    each_vector(layout_, 0, layout_.all_panels, thread(0),
+                [&](int byte) { *reinterpret_cast<uint4*>(shared + byte) = load(from + byte); });
+    sync();
+  }
+
+ private:
+  // From L2, and not before the flags are seen.
+  __device__ __forceinline__ static uint4 load(const char* from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+  }
+  __device__ __forceinline__ unsigned published(int of) const {
+    unsigned step;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(step) : "l"(flags_ + of) : "memory");
+    return step;
+  }
+
+  char* const global_;
+  unsigned* const flags_;
+};
+
+}  // namespace fastrnn::FASTRNN_TARGET

@@ -1,0 +1,210 @@
+// Back through the steps of one layer in one launch, with the partition of the forward pass. A block owns the
+// gradients of its units; what it lacks, W_hh^T times the gradients of all gates, it forms itself from what
+// the group hands round. (The other way, each block forming its share of every unit's sum and the group
+// adding up the shares, moves half as much between blocks, but its sums depend on the number of blocks.)
+#pragma once
+
+#include "persistent_product.h"
+#include "steps_cells.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+// One direction; null: zeros, and of gradients that are results: not wanted.
+template <class T>
+struct PersistentBackwardChain {
+  const T* weight_hh = nullptr;  // (G * H, H)
+  T* slots = nullptr;            // (T, B, slots * H): activated gates, which become gradients
+  const T* h = nullptr;          // (T + 1, B, H), as forward left them
+  const float* c = nullptr;      // the same
+  const T* grad_y = nullptr;     // row t * B + b at grad_y + (t * B + b) * grad_y_stride
+  std::int64_t grad_y_stride = 0;
+  const T *grad_h_all = nullptr, *grad_c_all = nullptr;  // (T, B, H)
+  const T *grad_hn = nullptr, *grad_cn = nullptr;        // (B, H)
+  T *grad_h0 = nullptr, *grad_c0 = nullptr;              // (B, H)
+};
+
+template <class T>
+struct PersistentBackwardCall {
+  PersistentLayout layout;
+  Frame frame;
+  float clip;
+  PersistentBackwardChain<T> chain[most_directions];
+};
+
+template <class Cell, Precision precision, int depth, class T, class Group>
+class PersistentBackward {
+ public:
+  using M = float;
+
+  static constexpr int gates = Cell::gates, slots = Cell::slots;
+
+  // `chain`: that of direction d, where it costs no registers: a device keeps a copy in shared memory.
+  FASTRNN_DEVICE PersistentBackward(Group& group, const PersistentBackwardCall<T>& call,
+                                    const PersistentBackwardChain<T>& chain, int d, int row_group)
+      : group_(group),
+        layout_(call.layout),
+        frame_(call.frame),
+        call_(call),
+        chain_(chain),
+        d_(d),
+        row_group_(row_group) {}
+
+  FASTRNN_DEVICE void run() {
+    items_.place(group_, layout_, row_group_, frame_);
+    product_.load(group_, layout_, chain_.weight_hh, frame_.hidden);
+    begin();
+    group_.start();
+    const int steps = static_cast<int>(frame_.steps);
+    for (int s = 0; s <= steps; ++s) {
+      const int t = d_ ? s : steps - 1 - s;
+      if (s < steps) load(t, s > 0);
+      if (s > 0) multiply(s);
+      if (s == steps) break;
+      compute(t, s > 0, group_.buffer(s + 1));
+      group_.publish(s + 1);
+      store(t);
+    }
+    finish();
+  }
+
+ private:
+  using Op = Operand<precision>;
+  // What a step is: one of the row's, one that starts anew, and one after which the next does.
+  static constexpr std::uint32_t active = 1, cut = 2, cut_after = 4;
+
+  struct Item {
+    M slot[slots];
+    State<M> before;
+    M grad_y;
+    std::uint32_t flags;
+  };
+
+  FASTRNN_DEVICE M* carry() const { return reinterpret_cast<M*>(group_.shared + layout_.state_at); }
+  FASTRNN_DEVICE M* grad_c() const { return carry() + layout_.items; }
+  FASTRNN_DEVICE const float* partials() const {
+    return reinterpret_cast<const float*>(group_.shared + layout_.partials_at);
+  }
+
+  template <class F>
+  FASTRNN_DEVICE void items(const F& f) {
+    items_.each(group_, layout_, row_group_, f);
+  }
+
+  FASTRNN_DEVICE static M value(const T* from, std::int64_t at) {
+    return from ? static_cast<M>(read_global(from + at)) : M(0);
+  }
+
+  FASTRNN_DEVICE void begin() {
+    group_.lanes([&](int lane) {
+      auto* const words = reinterpret_cast<std::uint64_t*>(group_.shared);
+      for (int i = group_.thread(lane); i < layout_.weights_at / 8; i += layout_.threads) words[i] = 0;
+    });
+    items([&](const ItemPlace& place, Item&, int index) {
+      const std::int64_t at = place.b * frame_.hidden + place.u;
+      carry()[index] = value(chain_.grad_hn, at);
+      grad_c()[index] = value(chain_.grad_cn, at);
+    });
+  }
+
+  FASTRNN_DEVICE void multiply(int s) {
+    group_.receive(s);
+    product_.run(group_, layout_, group_.buffer(s));
+    group_.sync();
+  }
+
+  FASTRNN_DEVICE std::int64_t of_step(int t, const ItemPlace& place) const {
+    return (std::int64_t{t} * frame_.batch + place.b) * frame_.hidden + place.u;
+  }
+  FASTRNN_DEVICE T* slots_of(int t, const ItemPlace& place) const {
+    return chain_.slots + (std::int64_t{t} * frame_.batch + place.b) * slots * frame_.hidden + place.u;
+  }
+
+  // All that comes from memory, before the wait.
+  FASTRNN_DEVICE void load(int t, bool has_after) {
+    const std::int64_t entry = std::int64_t{d_ ? t + 1 : t} * frame_.batch * frame_.hidden;
+    items([&](const ItemPlace& place, Item& item, int) {
+      const std::int64_t at = place.b * frame_.hidden + place.u,
+                         row = std::int64_t{t} * frame_.batch + place.b;
+      item.flags = frame_.active(t, place.b) ? active : 0;
+      if (frame_.is_cut(d_, t, place.b)) item.flags |= cut;
+      if (has_after && frame_.is_cut(d_, d_ ? t - 1 : t + 1, place.b)) item.flags |= cut_after;
+      const T* const from = slots_of(t, place);
+      FASTRNN_UNROLL
+      for (int j = 0; j < slots; ++j)
+        item.slot[j] = item.flags & active ? static_cast<M>(read_global(from + j * frame_.hidden)) : M(0);
+      item.before.h = item.before.c = item.grad_y = M(0);
+      if (!(item.flags & active)) return;
+      if constexpr (Cell::reads_h) item.before.h = static_cast<M>(read_global(chain_.h + entry + at));
+      item.grad_y = value(chain_.grad_y, row * chain_.grad_y_stride + place.u);
+      if constexpr (Cell::has_cell_state) item.before.c = read_global(chain_.c + entry + at);
+    });
+  }
+
+  // What reaches the state after a step from later steps.
+  FASTRNN_DEVICE M arriving(const ItemPlace& place, int index, bool has_after, bool is_cut) const {
+    if (is_cut) return M(0);
+    const M passed = carry()[index];
+    if (!has_after) return passed;
+    M product[1];
+    add_chunks(layout_, partials(), place, product);
+    return passed + product[0];
+  }
+
+  // One step of the block's units; gradients of gates into `buffer`.
+  FASTRNN_DEVICE void compute(int t, bool has_after, char* buffer) {
+    items([&](const ItemPlace& place, Item& item, int index) {
+      const M grad = arriving(place, index, has_after, item.flags & cut_after);
+      carry()[index] = item.flags & active ? M(0) : grad;
+      if (item.flags & active) step(t, place, index, item, grad + item.grad_y);
+      FASTRNN_UNROLL
+      for (int g = 0; g < gates; ++g) {
+        char* const row = buffer + ((place.n / tile_columns) * gates + g) * layout_.row_bytes;
+        put_right<Op>(row, place.u, place.n % tile_columns, item.slot[slots - gates + g]);
+      }
+    });
+  }
+
+  FASTRNN_DEVICE void step(int t, const ItemPlace& place, int index, Item& item, M grad_h) {
+    State<M> grad{grad_h, M(0)};
+    if constexpr (Cell::has_cell_state) grad.c = grad_c()[index];
+    if (chain_.grad_h_all)
+      grad.h += value(chain_.grad_h_all, of_step(t, place));  // rare, and so not loaded early
+    if (Cell::has_cell_state && chain_.grad_c_all) grad.c += value(chain_.grad_c_all, of_step(t, place));
+    Cell::backward(item.slot, item.before, grad, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
+    if constexpr (Cell::has_cell_state) grad_c()[index] = item.flags & cut ? M(0) : grad.c;
+    if constexpr (Cell::passes_h) carry()[index] = grad.h;
+    // As they are kept, and as the products for the weights read them.
+    FASTRNN_UNROLL
+    for (int j = 0; j < slots; ++j) item.slot[j] = static_cast<M>(static_cast<T>(item.slot[j]));
+  }
+
+  FASTRNN_DEVICE void store(int t) {
+    items([&](const ItemPlace& place, Item& item, int) {
+      T* const to = slots_of(t, place);
+      FASTRNN_UNROLL
+      for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, static_cast<T>(item.slot[j]));
+    });
+  }
+
+  FASTRNN_DEVICE void finish() {
+    const std::int64_t last = d_ ? frame_.steps - 1 : 0;
+    items([&](const ItemPlace& place, Item&, int index) {
+      const std::int64_t at = place.b * frame_.hidden + place.u;
+      const bool is_cut = frame_.is_cut(d_, last, place.b);
+      if (chain_.grad_h0)
+        write_global(chain_.grad_h0 + at, static_cast<T>(arriving(place, index, frame_.steps > 0, is_cut)));
+      if (chain_.grad_c0) write_global(chain_.grad_c0 + at, static_cast<T>(grad_c()[index]));
+    });
+  }
+
+  Group& group_;
+  const PersistentLayout& layout_;
+  const Frame& frame_;
+  const PersistentBackwardCall<T>& call_;
+  const PersistentBackwardChain<T>& chain_;
+  const int d_, row_group_;
+  PersistentProduct<precision, gates, depth, true> product_;
+  Items<Item, items_at_depth(gates, Op::parts, depth)> items_;
+};
+
+}  // namespace fastrnn::FASTRNN_TARGET

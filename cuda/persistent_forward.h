@@ -1,0 +1,239 @@
+// Forward of one layer in one launch. What it reads and leaves is what the policy `Steps` does, array by
+// array (steps_tape.h), so that the rest of a network need not know which of the two ran.
+#pragma once
+
+#include "persistent_product.h"
+#include "steps_cells.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+// One direction. Arrays of a time lie T apart: `slots + t * B * slots * H`.
+template <class T>
+struct PersistentForwardChain {
+  const T* weight_hh = nullptr;                    // (G * H, H)
+  const T *bias_ih = nullptr, *bias_hh = nullptr;  // (G * H); null: none
+  const T *h0 = nullptr, *c0 = nullptr;            // (B, H); null: zeros
+  T* slots = nullptr;                              // (T, B, slots * H): products with x, without bias
+  T* y = nullptr;                                  // row t * B + b at y + (t * B + b) * y_stride
+  std::int64_t y_stride = 0;
+  T *hn = nullptr, *cn = nullptr;        // (B, H)
+  T *h_all = nullptr, *c_all = nullptr;  // (T, B, H), or null
+  T* h = nullptr;                        // (T + 1, B, H), what steps start from; null: no tape
+  float* c = nullptr;                    // the same
+};
+
+template <class T>
+struct PersistentForwardCall {
+  PersistentLayout layout;
+  Frame frame;
+  float clip;       // bound of |c_t|
+  bool keep_slots;  // for backward: activated gates
+  PersistentForwardChain<T> chain[most_directions];
+};
+
+template <class Cell, Precision precision, int depth, class T, class Group>
+class PersistentForward {
+ public:
+  using M = float;
+
+  static constexpr int gates = Cell::gates, slots = Cell::slots;
+
+  // `chain`: that of direction d, where it costs no registers: a device keeps a copy in shared memory.
+  FASTRNN_DEVICE PersistentForward(Group& group, const PersistentForwardCall<T>& call,
+                                   const PersistentForwardChain<T>& chain, int d, int row_group)
+      : group_(group),
+        layout_(call.layout),
+        frame_(call.frame),
+        call_(call),
+        chain_(chain),
+        d_(d),
+        row_group_(row_group) {}
+
+  FASTRNN_DEVICE void run() {
+    items_.place(group_, layout_, row_group_, frame_);
+    product_.load(group_, layout_, chain_.weight_hh, frame_.hidden);
+    begin();
+    group_.start();
+    for (int s = 0; s < frame_.steps; ++s) {
+      const int t = d_ ? static_cast<int>(frame_.steps) - 1 - s : s;
+      load(t);
+      if (s > 0) group_.receive(s);
+      product_.run(group_, layout_, group_.buffer(s));
+      group_.sync();
+      compute(group_.buffer(s + 1));
+      if (s + 1 < frame_.steps) group_.publish(s + 1);
+      store(t);
+    }
+  }
+
+ private:
+  using Op = Operand<precision>;
+  // What happens at a step: it is one of the row's, the next takes the state, or the initial one.
+  static constexpr std::uint32_t active = 1, passes = 2, starts = 4;
+
+  struct Item {
+    M slot[slots];
+    std::uint32_t flags;
+  };
+
+  FASTRNN_DEVICE M* state_h() const { return reinterpret_cast<M*>(group_.shared + layout_.state_at); }
+  FASTRNN_DEVICE M* state_c() const { return state_h() + layout_.items; }
+  FASTRNN_DEVICE M* biases() const { return reinterpret_cast<M*>(group_.shared + layout_.biases_at); }
+
+  template <class F>
+  FASTRNN_DEVICE void items(const F& f) {
+    items_.each(group_, layout_, row_group_, f);
+  }
+
+  // What the next step at time `next` starts from, if it takes a step.
+  FASTRNN_DEVICE bool is_passed(std::int64_t next, int b) const {
+    return frame_.active(next, b) && !frame_.is_cut(d_, next, b);
+  }
+  FASTRNN_DEVICE static M initial(const T* from, std::int64_t at) {
+    return from ? static_cast<M>(read_global(from + at)) : M(0);
+  }
+
+  // Buffers, biases and the state before the first step. Every block makes h of all units for itself.
+  FASTRNN_DEVICE void begin() {
+    const std::int64_t t = d_ ? frame_.steps - 1 : 0, hidden = frame_.hidden;
+    group_.lanes([&](int lane) {
+      const int thread = group_.thread(lane), threads = layout_.threads;
+      auto* const words = reinterpret_cast<std::uint64_t*>(group_.shared);
+      for (int i = thread; i < layout_.weights_at / 8; i += threads) words[i] = 0;
+      for (int i = thread; i < gates * layout_.units; i += threads) {
+        const int unit = layout_.first_unit(group_.rank) + i % layout_.units;
+        const std::int64_t at = i / layout_.units * hidden + unit;
+        biases()[i] = unit < hidden ? initial(chain_.bias_ih, at) : M(0);
+        biases()[gates * layout_.units + i] = unit < hidden ? initial(chain_.bias_hh, at) : M(0);
+      }
+    });
+    group_.sync();
+    group_.lanes([&](int lane) {
+      for (int i = group_.thread(lane); i < layout_.rows * hidden; i += layout_.threads) {
+        const int n = i / static_cast<int>(hidden), u = i % static_cast<int>(hidden);
+        const int b = row_group_ * layout_.rows + n;
+        if (b >= frame_.batch || !is_passed(t, b) || !frame_.is_first(d_, t, b)) continue;
+        put_right<Op>(group_.buffer(0) + n / tile_columns * layout_.row_bytes, u, n % tile_columns,
+                      initial(chain_.h0, b * hidden + u));
+      }
+    });
+    items([&](const ItemPlace& place, Item&, int index) {
+      const std::int64_t at = place.b * hidden + place.u;
+      const bool starts = is_passed(t, place.b) && frame_.is_first(d_, t, place.b);
+      const M h = starts ? initial(chain_.h0, at) : M(0), c = starts ? initial(chain_.c0, at) : M(0);
+      state_h()[index] = h;
+      state_c()[index] = c;
+      keep(d_ ? frame_.steps : 0, at, h, c);
+      if (frame_.length(place.b) > 0) return;
+      write_global(chain_.hn + at, static_cast<T>(initial(chain_.h0, at)));
+      if constexpr (Cell::has_cell_state)
+        write_global(chain_.cn + at, static_cast<T>(initial(chain_.c0, at)));
+    });
+  }
+
+  FASTRNN_DEVICE void keep(std::int64_t entry, std::int64_t at, M h, M c) {
+    const std::int64_t place = entry * frame_.batch * frame_.hidden + at;
+    if (chain_.h) write_global(chain_.h + place, static_cast<T>(h));
+    if constexpr (Cell::has_cell_state) {
+      if (chain_.c) write_global(chain_.c + place, c);
+    }
+  }
+
+  FASTRNN_DEVICE std::int64_t of_step(int t, const ItemPlace& place) const {
+    return (std::int64_t{t} * frame_.batch + place.b) * frame_.hidden + place.u;
+  }
+  FASTRNN_DEVICE T* slots_of(int t, const ItemPlace& place) const {
+    return chain_.slots + (std::int64_t{t} * frame_.batch + place.b) * slots * frame_.hidden + place.u;
+  }
+
+  // All that comes from memory, before the wait.
+  FASTRNN_DEVICE void load(int t) {
+    const int next = d_ ? t - 1 : t + 1;
+    items([&](const ItemPlace& place, Item& item, int) {
+      item.flags = frame_.active(t, place.b) ? active : 0;
+      if (is_passed(next, place.b)) item.flags |= frame_.is_first(d_, next, place.b) ? starts : passes;
+      const T* const from = slots_of(t, place);
+      FASTRNN_UNROLL
+      for (int g = 0; g < gates; ++g) {
+        item.slot[g] = item.flags & active ? static_cast<M>(read_global(from + g * frame_.hidden)) : M(0);
+      }
+    });
+  }
+
+  // One step of the block's units; h of the next step into `buffer`.
+  FASTRNN_DEVICE void compute(char* buffer) {
+    const float* const partials = reinterpret_cast<const float*>(group_.shared + layout_.partials_at);
+    items([&](const ItemPlace& place, Item& item, int index) {
+      if (item.flags & active) step(partials, place, index, item);
+      M h = item.flags & passes ? state_h()[index] : M(0);
+      if (item.flags & starts) h = initial(chain_.h0, place.b * frame_.hidden + place.u);
+      const int tile = place.n / tile_columns;
+      put_right<Op>(buffer + tile * layout_.row_bytes, place.u, place.n % tile_columns, h);
+    });
+  }
+
+  FASTRNN_DEVICE void step(const float* partials, const ItemPlace& place, int index, Item& item) {
+    M product[gates];
+    add_chunks(layout_, partials, place, product);
+    FASTRNN_UNROLL
+    for (int g = 0; g < gates; ++g) {
+      const M from_x = item.slot[g] + biases()[g * layout_.units + place.unit];
+      const M from_h = product[g] + biases()[(gates + g) * layout_.units + place.unit];
+      if (g == Cell::separate) {
+        item.slot[g] = from_x;
+        item.slot[slots - 1] = from_h;
+      } else {
+        item.slot[g] = from_x + from_h;
+      }
+    }
+    State<M> state{state_h()[index], state_c()[index]};
+    Cell::forward(item.slot, state, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
+    // As it is kept, so that a sequence taken in parts gives the same.
+    state_h()[index] = static_cast<M>(static_cast<T>(state.h));
+    state_c()[index] = state.c;
+  }
+
+  // What leaves the step, and in the block's memory what the next one starts from.
+  FASTRNN_DEVICE void store(int t) {
+    items([&](const ItemPlace& place, Item& item, int index) {
+      const std::int64_t at = place.b * frame_.hidden + place.u;
+      const std::int64_t row = std::int64_t{t} * frame_.batch + place.b;
+      const T h = static_cast<T>(item.flags & active ? state_h()[index] : M(0));
+      write_global(chain_.y + row * chain_.y_stride + place.u, h);
+      if (item.flags & active) store_step(t, place, index, item, h);
+      if (!(item.flags & passes)) {
+        const bool begins = item.flags & starts;
+        state_h()[index] = begins ? initial(chain_.h0, at) : M(0);
+        state_c()[index] = begins ? initial(chain_.c0, at) : M(0);
+      }
+      keep(d_ ? t : t + 1, at, state_h()[index], state_c()[index]);
+    });
+  }
+
+  FASTRNN_DEVICE void store_step(int t, const ItemPlace& place, int index, const Item& item, T h) {
+    const bool last = frame_.is_last(d_, t, place.b);
+    const std::int64_t at = place.b * frame_.hidden + place.u;
+    if (last) write_global(chain_.hn + at, h);
+    if (chain_.h_all) write_global(chain_.h_all + of_step(t, place), h);
+    if constexpr (Cell::has_cell_state) {
+      const T c = static_cast<T>(state_c()[index]);
+      if (last) write_global(chain_.cn + at, c);
+      if (chain_.c_all) write_global(chain_.c_all + of_step(t, place), c);
+    }
+    if (!call_.keep_slots) return;
+    T* const to = slots_of(t, place);
+    FASTRNN_UNROLL
+    for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, static_cast<T>(item.slot[j]));
+  }
+
+  Group& group_;
+  const PersistentLayout& layout_;
+  const Frame& frame_;
+  const PersistentForwardCall<T>& call_;
+  const PersistentForwardChain<T>& chain_;
+  const int d_, row_group_;
+  PersistentProduct<precision, gates, depth, false> product_;
+  Items<Item, items_at_depth(gates, Op::parts, depth)> items_;
+};
+
+}  // namespace fastrnn::FASTRNN_TARGET

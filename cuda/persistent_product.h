@@ -1,0 +1,212 @@
+// The recurrent product of one block in every step: left fragments of W_hh that never move, times what the
+// group exchanges.
+#pragma once
+
+#include "group.h"
+#include "steps_cells.h"
+
+namespace fastrnn::FASTRNN_TARGET {
+
+// Forward, the sum of gate g for 16 units over a chunk of k; all gates read the same right fragments.
+// Backward, the sum over a chunk of k and over the gates, each with its own; its weights are transposed.
+template <Precision precision, int gates, int depth, bool backward>
+class PersistentProduct {
+ public:
+  using Op = Operand<precision>;
+
+  // W: (G * H, H) as T.
+  template <class T, class Group>
+  FASTRNN_DEVICE void load(const Group& group, const PersistentLayout& layout, const T* weight_hh,
+                           std::int64_t hidden_units) {
+    const auto hidden = static_cast<int>(hidden_units);
+    const int jobs = layout.panels_of(group.rank) * layout.chunks;
+    const int first_unit = layout.first_unit(group.rank);
+    const auto fragment = [&](int lane, int job, int gate, int k_step) {
+      const int unit = first_unit + job / layout.chunks * panel_rows;
+      const int k = (job % layout.chunks * depth + k_step) * Op::step;
+      return left_fragment<Op>(lane, [&](int row, int column) {
+        const int u = unit + row, from = k + column;
+        if (u >= hidden || from >= hidden) return 0.0f;
+        const int line = gate * hidden + (backward ? from : u);
+        return static_cast<float>(weight_hh[line * hidden + (backward ? u : from)]);
+      });
+    };
+    if (group.warp < jobs) {
+      FASTRNN_UNROLL
+      for (int g = 0; g < gates; ++g) {
+        FASTRNN_UNROLL
+        for (int k = 0; k < depth; ++k) {
+          group.lanes([&](int lane) { held_[g][k][lane] = fragment(lane, group.warp, g, k); });
+        }
+      }
+    }
+    char* const weights = group.shared + layout.weights_at;
+    FASTRNN_UNROLL_BY(1)
+    for (int job = layout.warps + group.warp; job < jobs; job += layout.warps) {
+      char* const to = weights + (job - layout.warps) * layout.job_bytes;
+      group.lanes([&](int lane) {
+        for (int i = 0; i < gates * depth; ++i) {
+          const Left<Op> left = fragment(lane, job, i / depth, i % depth);
+          FASTRNN_UNROLL
+          for (int part = 0; part < Op::parts; ++part) {
+            memcpy(place(to, i, part, lane), left.word + part * Left<Op>::registers, vector_bytes);
+          }
+        }
+      });
+    }
+  }
+
+  // The product tiles of this warp's jobs, into the shared memory for partial sums.
+  template <class Group>
+  FASTRNN_DEVICE void run(const Group& group, const PersistentLayout& layout, const char* buffer) const {
+    float* const partials = reinterpret_cast<float*>(group.shared + layout.partials_at);
+    const int jobs = layout.panels_of(group.rank) * layout.chunks;
+    if (group.warp < jobs) {
+      run_job(group, layout, group.warp, buffer, partials,
+              [&](int g, int k) -> const Lanes<Left<Op>>& { return held_[g][k]; });
+    }
+    const char* const weights = group.shared + layout.weights_at;
+    FASTRNN_UNROLL_BY(1)
+    for (int job = layout.warps + group.warp; job < jobs; job += layout.warps) {
+      const char* const from = weights + (job - layout.warps) * layout.job_bytes;
+      run_job(group, layout, job, buffer, partials, [&](int g, int k) {
+        Lanes<Left<Op>> left;
+        group.lanes([&](int lane) {
+          FASTRNN_UNROLL
+          for (int part = 0; part < Op::parts; ++part) {
+            memcpy(left[lane].word + part * Left<Op>::registers, place(from, g * depth + k, part, lane),
+                   vector_bytes);
+          }
+        });
+        return left;
+      });
+    }
+  }
+
+ private:
+  // 16 bytes of each lane in turn.
+  template <class Char>
+  FASTRNN_DEVICE static Char* place(Char* job, int fragment, int part, int lane) {
+    Char* const at = job + ((fragment * Op::parts + part) * warp_lanes + lane) * vector_bytes;
+    return static_cast<Char*>(__builtin_assume_aligned(at, vector_bytes));
+  }
+
+  template <class Group, class Weights>
+  FASTRNN_DEVICE void run_job(const Group& group, const PersistentLayout& layout, int job, const char* buffer,
+                              float* partials, const Weights& weights) const {
+    const int panel = job / layout.chunks, chunk = job % layout.chunks;
+    const int row_bytes = layout.row_bytes;
+    FASTRNN_UNROLL_BY(1)
+    for (int tile = 0; tile < layout.tiles; ++tile) {
+      Lanes<Accumulator> sum[gates];
+      group.lanes([&](int lane) {
+        FASTRNN_UNROLL
+        for (int g = 0; g < gates; ++g) sum[g][lane] = Accumulator{};
+      });
+      FASTRNN_UNROLL
+      for (int k = 0; k < depth; ++k) {
+        const char* const at =
+            buffer + tile * (backward ? gates : 1) * row_bytes + (chunk * depth + k) * right_bytes;
+        Lanes<Right<Op>> right;
+        FASTRNN_UNROLL
+        for (int g = 0; g < gates; ++g) {
+          if (backward || g == 0) {
+            group.lanes([&](int lane) { right[lane] = load_right<Op>(at + g * row_bytes, lane); });
+          }
+          multiply<precision>(sum[g], weights(g, k), right);
+        }
+      }
+      if constexpr (backward) {
+        group.lanes([&](int lane) {
+          FASTRNN_UNROLL
+          for (int g = 1; g < gates; ++g) {
+            FASTRNN_UNROLL
+            for (int i = 0; i < 4; ++i) sum[0][lane].value[i] += sum[g][lane].value[i];
+          }
+        });
+      }
+      FASTRNN_UNROLL
+      for (int g = 0; g < (backward ? 1 : gates); ++g) {
+        float* const to = partials + panel * layout.panel_stride + chunk * layout.chunk_stride +
+                          g * layout.sum_stride + tile * PersistentShape::partial_floats;
+        group.lanes([&](int lane) {
+          FASTRNN_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const Position p = product_position(lane, i);
+            to[p.column * PersistentShape::column_stride + p.row] = sum[g][lane].value[i];
+          }
+        });
+      }
+    }
+  }
+
+  Lanes<Left<Op>> held_[gates][depth];
+};
+
+// One hidden unit of one row of the batch, as its block and its one thread see it.
+struct ItemPlace {
+  int unit, n;  // in the block, and of its rows
+  int u, b;     // in the layer, in the batch
+};
+
+// The items of a block, each with what its thread keeps of it between two meetings. Registers are scarce
+// beside the weights: a place takes one.
+template <class Item, int most_items>
+class Items {
+ public:
+  template <class Group>
+  FASTRNN_DEVICE void place(const Group& group, const PersistentLayout& layout, int row_group,
+                            const Frame& frame) {
+    const int first_unit = layout.first_unit(group.rank), first_row = row_group * layout.rows;
+    FASTRNN_UNROLL
+    for (int i = 0; i < most_items; ++i) {
+      group.lanes([&](int lane) {
+        const int index = group.thread(lane) + i * layout.threads;
+        const int unit = index % layout.units, n = index / layout.units;
+        const bool is_one =
+            index < layout.items && first_unit + unit < frame.hidden && first_row + n < frame.batch;
+        packed_[i][lane] = is_one ? n << unit_bits | unit : -1;
+      });
+    }
+  }
+
+  // f(place, item, index) for those that there are; the index counts over the block's.
+  template <class Group, class F>
+  FASTRNN_DEVICE void each(const Group& group, const PersistentLayout& layout, int row_group, const F& f) {
+    FASTRNN_UNROLL
+    for (int i = 0; i < most_items; ++i) {
+      group.lanes([&](int lane) {
+        const int packed = packed_[i][lane];
+        if (packed < 0) return;
+        const int unit = packed & ((1 << unit_bits) - 1), n = packed >> unit_bits;
+        f(ItemPlace{unit, n, layout.first_unit(group.rank) + unit, row_group * layout.rows + n},
+          item_[i][lane], group.thread(lane) + i * layout.threads);
+      });
+    }
+  }
+
+ private:
+  static constexpr int unit_bits = 16;
+
+  Lanes<int> packed_[most_items];
+  Lanes<Item> item_[most_items];
+};
+
+// The sums of the chunks in their order, of `sums` gates.
+template <int sums>
+FASTRNN_DEVICE void add_chunks(const PersistentLayout& layout, const float* partials, const ItemPlace& place,
+                               float (&total)[sums]) {
+  const float* at = partials + place.unit / panel_rows * layout.panel_stride +
+                    place.n / tile_columns * PersistentShape::partial_floats +
+                    place.n % tile_columns * PersistentShape::column_stride + place.unit % panel_rows;
+  FASTRNN_UNROLL
+  for (int i = 0; i < sums; ++i) total[i] = at[i * layout.sum_stride];
+  FASTRNN_UNROLL_BY(2)
+  for (int chunk = 1; chunk < layout.chunks; ++chunk) {
+    at += layout.chunk_stride;
+    FASTRNN_UNROLL
+    for (int i = 0; i < sums; ++i) total[i] += at[i * layout.sum_stride];
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_TARGET

@@ -1,0 +1,144 @@
+// How a persistent kernel is cut: one launch takes all steps, and its weights stay where they are read.
+//
+// A block owns `panels` panels of 16 hidden units with all their gates, of one direction and one tile of the
+// batch; the `ranks` blocks of the same direction and rows are a group, which hands round the state (forward)
+// or the gradients of the gates (backward) in every step. The product of a panel is cut along k into chunks
+// of `depth` fragments. A job is one panel and one chunk: `gates` * `depth` left fragments, kept in registers
+// of a warp if there is one for it, else in shared memory. The sums of chunks meet in shared memory and are
+// added in their order, so that no bit of a result depends on blocks, ranks, warps or rows.
+//
+// No CUDA here: the planner, the kernels and the tests of both read it.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn {
+
+#if defined(__CUDACC__)
+#define FASTRNN_SHAPE __host__ __device__ constexpr
+#else
+#define FASTRNN_SHAPE constexpr
+#endif
+
+struct PersistentShape {
+  std::int64_t hidden = 0;  // H
+  int gates = 1;            // G
+  int step = 16;            // units of k of a fragment
+  int parts = 1;            // of a left fragment: 512 bytes each
+  int depth = 4;            // fragments along k of a chunk
+  int panels = 1, ranks = 1;
+  int tiles = 1;  // of 8 rows of the batch
+  int warps = 1;
+  int buffers = 1;        // of what is exchanged: 2 where others write into it
+  bool backward = false;  // the product is W_hh^T times the gradients of all gates
+
+  static constexpr int panel_units = 16, tile_rows = 8, lanes = 32;
+  static constexpr int fragment_bytes = 512, right_bytes = 256;
+  // A product tile in shared memory: columns of 16 rows lie 20 floats apart, and a warp that stores one
+  // meets no bank twice.
+  static constexpr int column_stride = 20, partial_floats = column_stride * tile_rows;
+
+  FASTRNN_SHAPE int rows() const { return tiles * tile_rows; }
+  FASTRNN_SHAPE int threads() const { return warps * lanes; }
+  FASTRNN_SHAPE int all_panels() const { return static_cast<int>((hidden + panel_units - 1) / panel_units); }
+  FASTRNN_SHAPE int first_panel(int rank) const { return rank * panels; }
+  FASTRNN_SHAPE int panels_of(int rank) const {
+    const int left = all_panels() - first_panel(rank);
+    return left < panels ? left : panels;
+  }
+  FASTRNN_SHAPE int panel_steps() const { return panel_units / step; }
+  FASTRNN_SHAPE int chunks() const { return (all_panels() * panel_steps() + depth - 1) / depth; }
+  FASTRNN_SHAPE int k_steps() const { return chunks() * depth; }
+  FASTRNN_SHAPE int jobs() const { return panels * chunks(); }
+  FASTRNN_SHAPE int shared_jobs() const { return jobs() > warps ? jobs() - warps : 0; }
+  FASTRNN_SHAPE std::int64_t job_bytes() const {
+    return std::int64_t{1} * gates * depth * parts * fragment_bytes;
+  }
+
+  // What is exchanged: rows of fragments, of each tile and backward of each gate in it. A rank's own panels
+  // are one piece of every row.
+  FASTRNN_SHAPE int exchange_rows() const { return tiles * (backward ? gates : 1); }
+  FASTRNN_SHAPE std::int64_t row_bytes() const { return std::int64_t{k_steps()} * right_bytes; }
+  FASTRNN_SHAPE std::int64_t buffer_bytes() const { return exchange_rows() * row_bytes(); }
+
+  // Shared memory, in bytes from its start. Items are the units and rows of a block; each has one owner.
+  FASTRNN_SHAPE int units() const { return panels * panel_units; }
+  FASTRNN_SHAPE int items() const { return units() * rows(); }
+  FASTRNN_SHAPE int sums() const { return backward ? 1 : gates; }  // product tiles of a job
+  FASTRNN_SHAPE std::int64_t weights_at() const { return buffers * buffer_bytes(); }
+  FASTRNN_SHAPE std::int64_t partials_at() const { return weights_at() + shared_jobs() * job_bytes(); }
+  FASTRNN_SHAPE std::int64_t state_at() const {
+    return partials_at() + std::int64_t{4} * jobs() * sums() * tiles * partial_floats;
+  }
+  FASTRNN_SHAPE std::int64_t biases_at() const { return state_at() + std::int64_t{2} * 4 * items(); }
+  FASTRNN_SHAPE std::int64_t shared_bytes() const {
+    return biases_at() + (backward ? 0 : std::int64_t{2} * 4 * gates * units());
+  }
+};
+
+constexpr int most_warps = 16;
+// Shared memory of a block besides PersistentShape::shared_bytes(): for the pointers of a direction.
+constexpr int persistent_static_bytes = 256;
+
+// Left fragments of a chunk along k: a matter of the cell, the numbers and H alone, because the order of sums
+// follows from it. A thread then keeps up to 64 registers of weights in a block of 16 warps, or 128 in one
+// of 8.
+constexpr int depth_of(std::int64_t hidden, int gates, int step, int parts) {
+  const int depth = step == 16 ? (hidden <= 512 ? 4 : 8) : 8 / parts;
+  return gates == 1 ? 2 * depth : depth;
+}
+// Warps of a block at most, by the registers of one thread that hold weights.
+constexpr int warps_at_depth(int gates, int parts, int depth) {
+  return 4 * gates * parts * depth > 64 ? most_warps / 2 : most_warps;
+}
+// How many units and rows a thread takes at most: 1024 a block.
+constexpr int items_at_depth(int gates, int parts, int depth) {
+  return 2 * most_warps / warps_at_depth(gates, parts, depth);
+}
+
+// What a kernel needs of its shape, as plain numbers: they come with its arguments and take neither registers
+// nor divisions. Shared memory bounds them all.
+struct PersistentLayout {
+  int ranks, panels, all_panels, tiles, rows, warps, threads, chunks, shared_jobs, job_bytes;
+  int units, items, buffers, exchange_rows, row_bytes, buffer_bytes, panel_bytes;
+  int weights_at, partials_at, state_at, biases_at;  // bytes in shared memory
+  int sum_stride, chunk_stride, panel_stride;        // floats between partial sums
+
+  FASTRNN_SHAPE int panels_of(int rank) const {
+    const int left = all_panels - rank * panels;
+    return left < panels ? left : panels;
+  }
+  FASTRNN_SHAPE int first_unit(int rank) const { return rank * units; }
+};
+
+constexpr PersistentLayout layout_of(const PersistentShape& shape) {
+  const auto number = [](std::int64_t n) { return static_cast<int>(n); };
+  PersistentLayout layout{};
+  layout.ranks = shape.ranks;
+  layout.panels = shape.panels;
+  layout.all_panels = shape.all_panels();
+  layout.tiles = shape.tiles;
+  layout.rows = shape.rows();
+  layout.warps = shape.warps;
+  layout.threads = shape.threads();
+  layout.chunks = shape.chunks();
+  layout.shared_jobs = shape.shared_jobs();
+  layout.job_bytes = number(shape.job_bytes());
+  layout.units = shape.units();
+  layout.items = shape.items();
+  layout.buffers = shape.buffers;
+  layout.exchange_rows = shape.exchange_rows();
+  layout.row_bytes = number(shape.row_bytes());
+  layout.buffer_bytes = number(shape.buffer_bytes());
+  layout.panel_bytes = shape.panel_steps() * PersistentShape::right_bytes;
+  layout.weights_at = number(shape.weights_at());
+  layout.partials_at = number(shape.partials_at());
+  layout.state_at = number(shape.state_at());
+  layout.biases_at = number(shape.biases_at());
+  layout.sum_stride = shape.tiles * PersistentShape::partial_floats;
+  layout.chunk_stride = shape.sums() * layout.sum_stride;
+  layout.panel_stride = layout.chunks * layout.chunk_stride;
+  return layout;
+}
+
+}  // namespace fastrnn
