@@ -22,7 +22,7 @@ __all__ = ["SavedEstimator"]
 
 
 class SavedEstimator:
-    """What estimators share that can be saved; they give `_knowledge` and `_restore` it."""
+    """What estimators share that can be saved; they give `_knowledge` and `_restored`."""
 
     _format: ClassVar[str]
 

@@ -125,7 +125,7 @@ class _Totals:
 
 
 class Model(Container):
-    """What `Sequential` and `Seq2Seq` share: training, evaluation, prediction.
+    """What models share, `Sequential` and others: training, evaluation, prediction.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ class Model(Container):
 
         Parameters
         ----------
-        x : array (n, T, F), ids (n, T), (n, F), or list of arrays (T_i, F) or (T_i,)
+        x : array (n, T, F), ids (n, T), (n, F), (n, C, H, W), or list of (T_i, F) or (T_i,)
             Inputs, samples first.
         y : array (n, ...) or list of arrays (T_i, ...)
             Targets: (n,) classes or (n, k) for a model with one output per sequence, (n, T) or

@@ -1,1 +1,1 @@
-"""Parts of the autoencoders: networks, loss terms, embeddings, files."""
+"""Parts of the autoencoders: networks, loss terms, noise, embeddings, pictures."""

@@ -229,7 +229,7 @@ class AutoencoderBase(TransformerMixin, OutlierMixin, SavedEstimator, BaseEstima
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = ((elements - self.mean_) / self.scale_).astype(np.float32)
         if not np.isfinite(scaled).all():
-            raise ValueError("X: expected numbers whose squares fit float32, got larger ones")
+            raise ValueError("X: expected numbers that fit float32 after scaling, got larger ones")
         return self._like(rows, scaled)
 
     def _unscaled(self, outputs: Array) -> Array:
