@@ -20,10 +20,12 @@
 #include "affine.h"
 #include "dispatch.h"
 #include "dlpack.h"
+#include "numbers.h"
 #include "parallel.h"
 #include "regularise.h"
 #include "rnn.h"
 #include "roof.h"
+#include "runtime.h"
 #include "update.h"
 
 namespace py = pybind11;
@@ -1279,10 +1281,9 @@ void require(bool holds, const char* argument, const char* expected, std::int64_
   throw py::value_error(std::string(argument) + ": expected " + expected + ", got " + std::to_string(got));
 }
 
-std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_size,
-                                    std::int64_t hidden_size, std::int64_t num_layers, bool bidirectional,
-                                    std::int64_t proj_size, bool bias, const std::string& merge,
-                                    bool residual, bool layer_norm, double clip, const std::string& dtype) {
+Config read_config(const std::string& cell, std::int64_t input_size, std::int64_t hidden_size,
+                   std::int64_t num_layers, bool bidirectional, std::int64_t proj_size, bool bias,
+                   const std::string& merge, bool residual, bool layer_norm, double clip) {
   Config config;
   config.cell = from_name<CellKind>("cell", cell);
   config.merge = from_name<Merge>("merge", merge);
@@ -1307,12 +1308,22 @@ std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_
   config.clip = clip;
   config.bias = bias;
   config.residual = residual;
+  return config;
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& cell, std::int64_t input_size,
+                                    std::int64_t hidden_size, std::int64_t num_layers, bool bidirectional,
+                                    std::int64_t proj_size, bool bias, const std::string& merge,
+                                    bool residual, bool layer_norm, double clip, const std::string& dtype) {
+  const Config config = read_config(cell, input_size, hidden_size, num_layers, bidirectional, proj_size, bias,
+                                    merge, residual, layer_norm, clip);
   if (dtype == "float32") return std::make_unique<TypedEngine<float>>(config);
   if (dtype == "float64") return std::make_unique<TypedEngine<double>>(config);
   throw py::value_error("dtype: expected float32 or float64, got '" + dtype + "'");
 }
 
-py::dict parameter_shapes(const Engine& engine) {
+template <class AnyEngine>
+py::dict parameter_shapes(const AnyEngine& engine) {
   py::dict shapes;
   for (const Parameter& parameter : parameters_of(engine.config())) {
     shapes[py::str(parameter.name)] = py::tuple(py::cast(parameter.shape));
@@ -1567,10 +1578,332 @@ void borrow_threads_of(std::uintptr_t parallel, std::uintptr_t in_parallel, std:
   borrow_threads(runtime);
 }
 
+// ---- GPUs -------------------------------------------------------------------------------------------
+//
+// What comes here is addresses: what lies there, and whether it fits, the callers know (fastrnn/cuda.py and
+// fastrnn/torch/cuda.py), who also own all memory. Everything only queues work, except where it says so.
+
+using Address = std::uintptr_t;
+using Addresses = std::vector<Address>;
+using Stream = std::pair<int, Address>;         // device, cudaStream_t
+using Block = std::pair<Address, std::size_t>;  // address, bytes
+
+template <class P>
+P* pointer(Address address) {
+  return reinterpret_cast<P*>(address);
+}
+template <class P>
+std::vector<P*> pointers(const char* name, const Addresses& addresses, std::size_t count) {
+  if (addresses.size() != count) {
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(count) + " addresses, got " +
+                          std::to_string(addresses.size()));
+  }
+  std::vector<P*> all;
+  for (const Address address : addresses) all.push_back(pointer<P>(address));
+  return all;
+}
+CudaStream stream_of(const Stream& stream) { return {stream.first, pointer<void>(stream.second)}; }
+DeviceBlock block_of(const Block& block) { return {pointer<void>(block.first), block.second}; }
+
+class CudaTape {
+ public:
+  virtual ~CudaTape() = default;
+  bool consumed = false;
+  bool busy = false;  // another thread's backward is at work on it
+};
+
+template <class T>
+struct TypedCudaTape final : CudaTape {
+  std::unique_ptr<Tape<T>> tape;
+  std::int64_t steps, batch;
+  std::shared_ptr<const int> maker;  // identity of the engine
+};
+
+class CudaEngine {
+ public:
+  virtual ~CudaEngine() = default;
+  virtual std::vector<std::string> plans(int device, std::int64_t steps, std::int64_t batch,
+                                         const py::tuple& noise, bool keep) const = 0;
+  // Of a tape, 0 unless one is kept, and of a workspace.
+  virtual std::pair<std::size_t, std::size_t> forward_bytes(std::int64_t steps, std::int64_t batch,
+                                                            const py::tuple& noise, bool lengths, bool resets,
+                                                            bool keep) const = 0;
+  // `arrays`: x, h0, c0, lengths, resets, y, hn, cn, h_all, c_all; 0: absent, or not wanted. Null without
+  // memory for a tape.
+  virtual std::unique_ptr<CudaTape> forward(std::int64_t steps, std::int64_t batch, const Addresses& arrays,
+                                            const Addresses& parameters, const py::tuple& noise,
+                                            std::uint64_t seed, const Stream& stream, const Block& workspace,
+                                            const std::optional<Block>& tape) = 0;
+  virtual std::size_t backward_bytes(const CudaTape& tape, bool retain) const = 0;
+  // `arrays`: x, grad_y, grad_hn, grad_cn, grad_h_all, grad_c_all, grad_x, grad_h0, grad_c0.
+  virtual void backward(CudaTape& tape, const Addresses& arrays, const Addresses& parameters,
+                        const Addresses& gradients, bool retain, const Stream& stream,
+                        const Block& workspace) = 0;
+
+  const Config& config() const { return config_; }
+
+ protected:
+  explicit CudaEngine(const Config& config) : config_(config) {}
+  const Config config_;
+};
+
+template <class T>
+class TypedCudaEngine final : public CudaEngine {
+ public:
+  TypedCudaEngine(const Config& config, bool tf32)
+      : CudaEngine(config),
+        network_(make_cuda_network<T>(config, tf32)),
+        parameter_count_(parameters_of(config).size()) {}
+
+  std::vector<std::string> plans(int device, std::int64_t steps, std::int64_t batch, const py::tuple& noise,
+                                 bool keep) const override {
+    return network_->plans(device, call_of(steps, batch, noise), keep);
+  }
+
+  std::pair<std::size_t, std::size_t> forward_bytes(std::int64_t steps, std::int64_t batch,
+                                                    const py::tuple& noise, bool lengths, bool resets,
+                                                    bool keep) const override {
+    static constexpr std::int64_t any_lengths = 0;
+    static constexpr char any_resets = 0;
+    Forward<T> call = call_of(steps, batch, noise);
+    if (lengths) call.lengths = &any_lengths;
+    if (resets) call.resets.data = &any_resets;
+    return {keep ? network_->tape_bytes(call) : 0, network_->workspace_bytes(call, keep)};
+  }
+
+  std::unique_ptr<CudaTape> forward(std::int64_t steps, std::int64_t batch, const Addresses& arrays,
+                                    const Addresses& parameters, const py::tuple& noise, std::uint64_t seed,
+                                    const Stream& stream, const Block& workspace,
+                                    const std::optional<Block>& tape_memory) override {
+    Forward<T> call = call_of(steps, batch, noise);
+    const std::vector<char*> at = pointers<char>("arrays", arrays, 10);
+    call.x = rows(at[0], batch, config_.input_size);
+    call.h0 = rows(at[1], batch, config_.state_size());
+    call.c0 = rows(at[2], batch, config_.hidden_size);
+    call.lengths = reinterpret_cast<const std::int64_t*>(at[3]);
+    if (at[4]) call.resets = {at[4], {batch, 1, 0}};
+    T** const results[] = {&call.y, &call.hn, &call.cn, &call.h_all, &call.c_all};
+    for (std::size_t i = 0; i < std::size(results); ++i) *results[i] = reinterpret_cast<T*>(at[5 + i]);
+    call.y_row = config_.output_size();
+    call.y_step = batch * call.y_row;
+    call.seed = seed;
+    const std::vector<const T*> given = pointers<const T>("parameters", parameters, parameter_count_);
+    call.parameters = given.data();
+    std::unique_ptr<TypedCudaTape<T>> kept;
+    if (tape_memory) {
+      kept = std::make_unique<TypedCudaTape<T>>();
+      kept->tape = network_->make_tape();
+      kept->steps = steps;
+      kept->batch = batch;
+      kept->maker = identity_;
+      network_->prepare(*kept->tape, block_of(*tape_memory));
+      call.tape = kept->tape.get();
+    }
+    work(stream, workspace, [&](Workspace& own) { network_->forward(nullptr, own, call); });
+    return kept;
+  }
+
+  std::size_t backward_bytes(const CudaTape& tape, bool retain) const override {
+    Backward<T> call;
+    call.retain = retain;
+    return network_->workspace_bytes(*open_tape(tape).tape, call);
+  }
+
+  void backward(CudaTape& tape, const Addresses& arrays, const Addresses& parameters,
+                const Addresses& gradients, bool retain, const Stream& stream,
+                const Block& workspace) override {
+    const TypedCudaTape<T>& kept = open_tape(tape);
+    Backward<T> call;
+    call.retain = retain;
+    const std::vector<char*> at = pointers<char>("arrays", arrays, 9);
+    call.x = rows(at[0], kept.batch, config_.input_size);
+    const T** const given[] = {&call.grad_y, &call.grad_hn, &call.grad_cn, &call.grad_h_all,
+                               &call.grad_c_all};
+    for (std::size_t i = 0; i < std::size(given); ++i) *given[i] = reinterpret_cast<const T*>(at[1 + i]);
+    T** const wanted[] = {&call.grad_x, &call.grad_h0, &call.grad_c0};
+    for (std::size_t i = 0; i < std::size(wanted); ++i) *wanted[i] = reinterpret_cast<T*>(at[6 + i]);
+    call.grad_y_row = config_.output_size();
+    call.grad_y_step = kept.batch * call.grad_y_row;
+    call.grad_x_row = config_.input_size;
+    call.grad_x_step = kept.batch * call.grad_x_row;
+    const auto values = pointers<const T>("parameters", parameters, parameter_count_);
+    const auto results = pointers<T>("gradients", gradients, parameter_count_);
+    call.parameters = values.data();
+    call.gradients = results.data();
+    tape.busy = true;
+    try {
+      work(stream, workspace, [&](Workspace& own) { network_->backward(*kept.tape, own, call); });
+    } catch (...) {
+      tape.busy = false;
+      throw;
+    }
+    tape.busy = false;
+    tape.consumed = !retain;
+  }
+
+ private:
+  static View rows(char* data, std::int64_t batch, std::int64_t width) {
+    constexpr std::int64_t size = sizeof(T);
+    return {data, {batch * width * size, width * size, size}};
+  }
+
+  static Forward<T> call_of(std::int64_t steps, std::int64_t batch, const py::tuple& noise) {
+    Forward<T> call;
+    call.steps = steps;
+    call.batch = batch;
+    call.noise = read_noise(noise);
+    return call;
+  }
+
+  const TypedCudaTape<T>& open_tape(const CudaTape& any) const {
+    const auto* const kept = dynamic_cast<const TypedCudaTape<T>*>(&any);
+    if (!kept || kept->maker != identity_) {
+      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
+    }
+    if (kept->consumed) {
+      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
+    }
+    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
+    return *kept;
+  }
+
+  template <class Call>
+  void work(const Stream& stream, const Block& memory, const Call& call) {
+    std::unique_ptr<Workspace> workspace;
+    if (!idle_.empty()) {
+      workspace = std::move(idle_.back());
+      idle_.pop_back();
+    } else {
+      workspace = network_->make_workspace();
+    }
+    network_->prepare(*workspace, stream_of(stream), block_of(memory));
+    {
+      const py::gil_scoped_release unlocked;
+      call(*workspace);
+    }
+    idle_.push_back(std::move(workspace));
+  }
+
+  const std::unique_ptr<CudaNetwork<T>> network_;
+  const std::size_t parameter_count_;
+  std::vector<std::unique_ptr<Workspace>> idle_;  // touched with the interpreter lock held
+  const std::shared_ptr<const int> identity_ = std::make_shared<int>();
+};
+
+std::unique_ptr<CudaEngine> make_cuda_engine(const std::string& cell, std::int64_t input_size,
+                                             std::int64_t hidden_size, std::int64_t num_layers,
+                                             bool bidirectional, std::int64_t proj_size, bool bias,
+                                             const std::string& merge, bool residual, bool layer_norm,
+                                             double clip, const std::string& kind) {
+  const Config config = read_config(cell, input_size, hidden_size, num_layers, bidirectional, proj_size, bias,
+                                    merge, residual, layer_norm, clip);
+  if (kind == "float32") return std::make_unique<TypedCudaEngine<float>>(config, false);
+  if (kind == "tf32") return std::make_unique<TypedCudaEngine<float>>(config, true);
+  if (kind == "float64") return std::make_unique<TypedCudaEngine<double>>(config, false);
+  if (kind == "bfloat16") return std::make_unique<TypedCudaEngine<Bfloat16>>(config, false);
+  if (kind == "float16") return std::make_unique<TypedCudaEngine<Half>>(config, false);
+  throw py::value_error("kind: expected one of float32, tf32, float64, bfloat16, float16, got '" + kind +
+                        "'");
+}
+
+// Memory on the default stream of a device.
+class DeviceMemory {
+ public:
+  DeviceMemory(std::size_t bytes, int device)
+      : stream_{device, nullptr}, block_{cuda_allocate(stream_, bytes), bytes} {}
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  ~DeviceMemory() { cuda_release(stream_, block_.data); }
+
+  Address address() const { return reinterpret_cast<Address>(block_.data); }
+  std::size_t bytes() const { return block_.bytes; }
+  int device() const { return stream_.device; }
+
+  void upload(const py::array& array, std::size_t offset) {
+    char* const to = piece(array, offset);
+    const void* const from = array.data();
+    const auto count = static_cast<std::size_t>(array.nbytes());
+    const py::gil_scoped_release unlocked;
+    cuda_upload(stream_, to, from, count);
+  }
+  void download(py::array& array, std::size_t offset) const {
+    const char* const from = piece(array, offset);
+    void* const to = array.mutable_data();  // throws where it is read-only
+    const auto count = static_cast<std::size_t>(array.nbytes());
+    const py::gil_scoped_release unlocked;
+    cuda_download(stream_, to, from, count);
+  }
+  void zero() { cuda_zero(stream_, block_.data, block_.bytes); }
+
+ private:
+  char* piece(const py::array& array, std::size_t offset) const {
+    if (!(array.flags() & py::array::c_style)) {
+      throw py::value_error("array: expected a C-contiguous one, got " + describe(array));
+    }
+    const auto count = static_cast<std::size_t>(array.nbytes());
+    if (offset > block_.bytes || count > block_.bytes - offset) {
+      throw py::value_error("array: expected at most " + std::to_string(block_.bytes) +
+                            " bytes with its offset, got " + std::to_string(count) + " at " +
+                            std::to_string(offset));
+    }
+    return static_cast<char*>(block_.data) + offset;
+  }
+
+  const CudaStream stream_;
+  const DeviceBlock block_;
+};
+
+const char* name_of(CudaBuild build) {
+  constexpr const char* names[] = {"none", "emulated", "cuda"};
+  return names[static_cast<int>(build)];
+}
+
+void bind_cuda(py::module_& m) {
+  using namespace py::literals;
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  m.def("cuda_build", [] { return name_of(cuda_build()); });
+  m.def("cuda_device_count", &cuda_device_count);
+  m.def("cuda_device_name", &cuda_device_name, "device"_a);
+  m.def(
+      "cuda_device_of", [](Address address) { return cuda_device_of(pointer<void>(address)); }, "address"_a);
+  m.def(
+      "cuda_wait", [](int device, Address stream) { cuda_wait(stream_of({device, stream})); }, "device"_a,
+      "stream"_a, unlocked);
+  m.def(
+      "cuda_wait_for",
+      [](int device, Address stream, Address other) {
+        cuda_wait_for(stream_of({device, stream}), stream_of({device, other}));
+      },
+      "device"_a, "stream"_a, "other"_a);
+  py::class_<DeviceMemory>(m, "DeviceMemory")
+      .def(py::init<std::size_t, int>(), "nbytes"_a, "device"_a)
+      .def_property_readonly("address", &DeviceMemory::address)
+      .def_property_readonly("nbytes", &DeviceMemory::bytes)
+      .def_property_readonly("device", &DeviceMemory::device)
+      .def("upload", &DeviceMemory::upload, "array"_a, "offset"_a = 0)
+      .def("download", &DeviceMemory::download, "array"_a, "offset"_a = 0)
+      .def("zero", &DeviceMemory::zero);
+  py::class_<CudaTape>(m, "CudaTape").def_readonly("consumed", &CudaTape::consumed);
+  py::class_<CudaEngine>(m, "CudaEngine")
+      .def(py::init(&make_cuda_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
+           "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "layer_norm"_a, "clip"_a,
+           "kind"_a)
+      .def_property_readonly("parameter_shapes", &parameter_shapes<CudaEngine>)
+      .def("plans", &CudaEngine::plans, "device"_a, "steps"_a, "batch"_a, "noise"_a, "keep"_a)
+      .def("forward_bytes", &CudaEngine::forward_bytes, "steps"_a, "batch"_a, "noise"_a, "lengths"_a,
+           "resets"_a, "keep"_a)
+      .def("forward", &CudaEngine::forward, "steps"_a, "batch"_a, "pointers"_a, "parameters"_a, "noise"_a,
+           "seed"_a, "stream"_a, "workspace"_a, "tape"_a)
+      .def("backward_bytes", &CudaEngine::backward_bytes, "tape"_a, "retain"_a)
+      .def("backward", &CudaEngine::backward, "tape"_a, "pointers"_a, "parameters"_a, "gradients"_a,
+           "retain"_a, "stream"_a, "workspace"_a);
+}
+
 py::dict config() {
   using namespace py::literals;
   return py::dict("version"_a = FASTRNN_VERSION, "isa"_a = kernel_table().isa, "isas"_a = usable_isas(),
-                  "threads"_a = num_threads(), "cuda"_a = false, "compiler"_a = FASTRNN_COMPILER);
+                  "threads"_a = num_threads(), "cuda"_a = name_of(cuda_build()),
+                  "compiler"_a = FASTRNN_COMPILER);
 }
 
 }  // namespace
@@ -1625,7 +1958,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_engine), "cell"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a,
            "bidirectional"_a, "proj_size"_a, "bias"_a, "merge"_a, "residual"_a, "layer_norm"_a, "clip"_a,
            "dtype"_a)
-      .def_property_readonly("parameter_shapes", &parameter_shapes)
+      .def_property_readonly("parameter_shapes", &parameter_shapes<Engine>)
       .def("pack", &Engine::pack, "parameters"_a)
       .def("release", &Engine::release)
       .def("forward", &Engine::forward, "x"_a, "state"_a, "lengths"_a, "resets"_a, "batch_first"_a, "noise"_a,
@@ -1640,4 +1973,5 @@ PYBIND11_MODULE(_core, m) {
       .def("keep_steps", &Engine::keep_steps)
       .def("add_up", &Engine::add_up, "steps"_a)
       .def("step", &Engine::step, "x"_a, "state"_a = py::none());
+  bind_cuda(m);
 }

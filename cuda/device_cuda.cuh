@@ -5,13 +5,13 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <type_traits>
 
 #include "cublas.h"
 #include "device.h"
+#include "persistent.h"
 
 namespace fastrnn {
 
@@ -21,6 +21,66 @@ inline void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaErrorMemoryAllocation) throw std::bad_alloc();
   throw std::runtime_error(std::string("device='cuda': ") + what + " failed: " + cudaGetErrorString(status));
 }
+
+// Number of GPUs; throws where there is none.
+inline int present_devices() {
+  int devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status == cudaSuccess && devices > 0) return devices;
+  (void)cudaGetLastError();
+  throw std::runtime_error(std::string("device='cuda': expected an NVIDIA GPU and its driver, got: ") +
+                           (status == cudaSuccess ? "no device" : cudaGetErrorString(status)));
+}
+
+inline int device_attribute(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "query of a device");
+  return value;
+}
+
+// For plan_layer.
+inline DeviceProperties properties_of(int device) {
+  const auto get = [device](cudaDeviceAttr attribute) { return device_attribute(device, attribute); };
+  DeviceProperties properties;
+  properties.name = "GPU";
+  properties.major = get(cudaDevAttrComputeCapabilityMajor);
+  properties.minor = get(cudaDevAttrComputeCapabilityMinor);
+  properties.multiprocessors = get(cudaDevAttrMultiProcessorCount);
+  properties.shared_per_block = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  properties.shared_per_multiprocessor = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  properties.registers_per_multiprocessor = get(cudaDevAttrMaxRegistersPerMultiprocessor);
+  // 16 needs permission and whole processing clusters, which data center chips alone have.
+  const bool has_clusters = properties.major >= 9 && get(cudaDevAttrClusterLaunch);
+  properties.largest_cluster = !has_clusters ? 1 : properties.major < 12 ? 16 : 8;
+  properties.l2_bytes = get(cudaDevAttrL2CacheSize);
+  properties.has_cooperative_launch = get(cudaDevAttrCooperativeLaunch);
+  return properties;
+}
+
+// Makes a device the host thread's current one for a while.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check_cuda(cudaGetDevice(&before_), "query of the current device");
+    if (before_ == device) return;
+    const cudaError_t status = cudaSetDevice(device);
+    if (status != cudaSuccess) {
+      (void)cudaGetLastError();
+      throw std::runtime_error("device='cuda:" + std::to_string(device) +
+                               "' cannot be used: " + cudaGetErrorString(status));
+    }
+    changed_ = true;
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() {
+    if (changed_ && cudaSetDevice(before_) != cudaSuccess) (void)cudaGetLastError();
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
 
 constexpr int block_threads = 256, warp_threads = 32;
 
@@ -70,28 +130,58 @@ template <class T>
 constexpr cudaDataType_t cuda_type_of = CUDA_R_32F;
 template <>
 inline constexpr cudaDataType_t cuda_type_of<double> = CUDA_R_64F;
+template <>
+inline constexpr cudaDataType_t cuda_type_of<Bfloat16> = CUDA_R_16BF;
+template <>
+inline constexpr cudaDataType_t cuda_type_of<Half> = CUDA_R_16F;
 
+// All but a turn expects that the device is the current one.
 class CudaDevice {
  public:
   static constexpr std::int64_t block_bytes = std::int64_t{64} << 20;
 
-  explicit CudaDevice(cudaStream_t stream = nullptr) : stream_(stream) {}
+  explicit CudaDevice(const CudaStream& stream = {})
+      : number_(stream.device), stream_(static_cast<cudaStream_t>(stream.handle)) {}
 
-  CudaDevice for_workspace() const { return CudaDevice(stream_); }
+  CudaDevice on(const CudaStream& stream) const { return CudaDevice(stream); }
 
-  // What is queued on the old stream must have been waited for by the new one.
-  void set_stream(cudaStream_t stream) {
-    stream_ = stream;
-    if (handle_) handle_->set_stream(stream);
+  // What cuBLAS recommends for the newest GPU that is there.
+  static std::size_t room_bytes() {
+    static const std::size_t bytes = [] {
+      int newest = 0;
+      for (int device = 0; device < present_devices(); ++device) {
+        newest = std::max(newest, device_attribute(device, cudaDevAttrComputeCapabilityMajor));
+      }
+      return std::size_t{newest >= 9 ? 32u : 4u} << 20;
+    }();
+    return bytes;
   }
+
+  static int count() { return present_devices(); }
+  static const DeviceProperties& properties(int device) {
+    static std::mutex mutex;
+    static std::map<int, DeviceProperties> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    return found != known.end() ? found->second : known.emplace(device, properties_of(device)).first->second;
+  }
+
+  int number() const { return number_; }
+  cudaStream_t stream() const { return stream_; }
 
   void* allocate(std::size_t bytes) {
     void* memory = nullptr;
-    check_cuda(cudaMallocFromPoolAsync(&memory, std::max<std::size_t>(bytes, 1), pool(), stream_),
+    check_cuda(cudaMallocFromPoolAsync(&memory, std::max<std::size_t>(bytes, 1), pool(number_), stream_),
                "allocation");
     return memory;
   }
-  void release(void* memory) { (void)cudaFreeAsync(memory, stream_); }
+  void release(void* memory) noexcept {
+    try {
+      const CurrentDevice current(number_);
+      if (cudaFreeAsync(memory, stream_) != cudaSuccess) (void)cudaGetLastError();
+    } catch (const std::exception&) {  // the driver has gone, and the memory with it
+    }
+  }
   void copy(void* to, const void* from, std::size_t bytes) {
     if (bytes) check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
   }
@@ -99,6 +189,43 @@ class CudaDevice {
     if (bytes) check_cuda(cudaMemsetAsync(to, 0, bytes, stream_), "memset");
   }
   void wait() { check_cuda(cudaStreamSynchronize(stream_), "wait"); }
+
+  class Turn;
+
+ private:
+  // Memory that comes back stays for the next call.
+  static cudaMemPool_t pool(int device) {
+    static std::mutex mutex;
+    static std::map<int, cudaMemPool_t> pools;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (const auto known = pools.find(device); known != pools.end()) return known->second;
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    cudaMemPool_t pool = nullptr;
+    check_cuda(cudaMemPoolCreate(&pool, &properties), "creation of a memory pool");
+    std::uint64_t threshold = ~std::uint64_t{0};
+    const cudaError_t status = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold);
+    if (status != cudaSuccess) (void)cudaMemPoolDestroy(pool);
+    check_cuda(status, "creation of a memory pool");
+    return pools[device] = pool;
+  }
+
+  int number_;
+  cudaStream_t stream_;
+};
+
+class CudaDevice::Turn : public CudaDevice {
+ public:
+  explicit Turn(const CudaDevice& device) : CudaDevice(device), current_(device.number()) {}
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  ~Turn() {
+    if (handle_) CublasHandles::instance().give_back(number(), handle_);
+  }
+
+  void use_room(void* memory) { room_ = memory; }
 
   template <class Functor>
   void launch(std::int64_t rows, std::int64_t columns, const Functor& functor) {
@@ -108,8 +235,7 @@ class CudaDevice {
     constexpr std::int64_t most_y = 65535;
     const dim3 grid(static_cast<unsigned>((columns + block.x - 1) / block.x),
                     static_cast<unsigned>(std::min(most_y, (rows + block.y - 1) / block.y)));
-    run_elements<<<grid, block, 0, stream_>>>(rows, columns, functor);
-    check_cuda(cudaGetLastError(), "launch");
+    start(grid, block, run_elements<Functor>, rows, columns, functor);
   }
 
   template <class Functor>
@@ -118,66 +244,38 @@ class CudaDevice {
     if (rows == 0) return;
     constexpr std::int64_t most = (std::int64_t{1} << 31) - 1;
     const auto blocks = static_cast<unsigned>(std::min(most, rows));
-    run_rows<<<blocks, warps_for(units) * warp_threads, 0, stream_>>>(rows, functor);
-    check_cuda(cudaGetLastError(), "launch");
+    start(dim3(blocks), dim3(warps_for(units) * warp_threads), run_rows<Functor>, rows, functor);
   }
 
   template <class In, class Out>
   void multiply(const Product<In, Out>& p) {
     if (p.rows == 0 || p.columns == 0) return;
     if (p.depth == 0) {
-      if (p.beta == Out(0)) clear(p);
+      if (p.beta == 0) clear(p);
       return;
     }
-    as_column_major(p,
-                    [&](const ColumnMajorProduct<In, Out>& product) { multiply(product, p.alpha, p.beta); });
+    as_column_major(p, [&](const ColumnMajorProduct<In, Out>& product) { multiply(product); });
+  }
+
+  template <class T>
+  bool fits(const Plan& plan, CellKind cell, StorageKind kind, int directions) {
+    return FASTRNN_TARGET::persistent_fits<T>(plan, cell, kind, directions);
+  }
+  template <class Call>
+  void run_persistent(const Plan& plan, CellKind cell, StorageKind kind, const Call& call, int directions,
+                      void* exchange) {
+    FASTRNN_TARGET::launch_persistent(plan, cell, kind, call, directions, exchange, stream());
   }
 
  private:
-  // With room of its own, which a captured graph may keep using.
-  class Handle {
-   public:
-    explicit Handle(cudaStream_t stream) : cublas_(Cublas::instance()) {
-      check_cuda(cudaMalloc(&room_, room_bytes), "allocation");
-      Cublas::check(cublas_.create(&handle_), "creation");
-      set_stream(stream);
-    }
-    Handle(const Handle&) = delete;
-    Handle& operator=(const Handle&) = delete;
-    ~Handle() {
-      if (handle_) (void)cublas_.destroy(handle_);
-      (void)cudaFree(room_);
-    }
-    void set_stream(cudaStream_t stream) {
-      Cublas::check(cublas_.set_stream(handle_, stream), "stream");
-      Cublas::check(cublas_.set_workspace(handle_, room_, room_bytes), "workspace");
-    }
-    cublasHandle_t get() const { return handle_; }
-
-   private:
-    static constexpr std::size_t room_bytes = std::size_t{32} << 20;  // what cuBLAS recommends from Hopper on
-    const Cublas& cublas_;
-    cublasHandle_t handle_ = nullptr;
-    void* room_ = nullptr;
-  };
-
-  // Memory that comes back stays for the next call.
-  static cudaMemPool_t pool() {
-    static std::mutex mutex;
-    static std::map<int, cudaMemPool_t> pools;  // by device
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), "choice of the device");
-    const std::lock_guard<std::mutex> lock(mutex);
-    cudaMemPool_t& pool = pools[device];
-    if (pool) return pool;
-    cudaMemPoolProps properties{};
-    properties.allocType = cudaMemAllocationTypePinned;
-    properties.location.type = cudaMemLocationTypeDevice;
-    properties.location.id = device;
-    check_cuda(cudaMemPoolCreate(&pool, &properties), "creation of a memory pool");
-    std::uint64_t threshold = ~std::uint64_t{0};
-    check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), "memory pool");
-    return pool;
+  // Its own status, unlike cudaGetLastError, is not that of somebody's earlier failure.
+  template <class... Parameters, class... Arguments>
+  void start(dim3 grid, dim3 block, void (*kernel)(Parameters...), const Arguments&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream();
+    check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "launch");
   }
 
   static unsigned warps_for(std::int64_t columns) {
@@ -188,18 +286,37 @@ class CudaDevice {
     return warps;
   }
 
+  cublasHandle_t handle() {
+    if (handle_) return handle_;
+    if (!room_) throw std::logic_error("product: no room");
+    // While a graph is captured, which making a handle is no part of.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "change of the capture mode");
+    try {
+      handle_ = CublasHandles::instance().take(number());
+    } catch (...) {
+      (void)cudaThreadExchangeStreamCaptureMode(&mode);
+      throw;
+    }
+    check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "change of the capture mode");
+    const Cublas& cublas = Cublas::instance();
+    Cublas::check(cublas.set_stream(handle_, stream()), "choice of the stream");
+    Cublas::check(cublas.set_workspace(handle_, room_, room_bytes()), "choice of the workspace");
+    return handle_;
+  }
+
   template <class In, class Out>
-  void multiply(const ColumnMajorProduct<In, Out>& p, Out alpha, Out beta) {
-    if (!handle_) handle_ = std::make_shared<Handle>(stream_);
-    constexpr bool doubles = std::is_same_v<Out, double>;
-    using Scale = std::conditional_t<doubles, double, float>;
-    const auto alpha_scale = static_cast<Scale>(alpha), beta_scale = static_cast<Scale>(beta);
+  void multiply(const ColumnMajorProduct<In, Out>& p) {
+    using Scale = MathOf<Out>;
+    const Scale alpha = 1, beta = p.beta;
     const auto operation = [](bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    const cublasComputeType_t compute = std::is_same_v<Scale, double>         ? CUBLAS_COMPUTE_64F
+                                        : p.tf32 && std::is_same_v<In, float> ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                              : CUBLAS_COMPUTE_32F;
     const cublasStatus_t status = Cublas::instance().multiply(
-        handle_->get(), operation(p.transpose_a), operation(p.transpose_b), p.m, p.n, p.k, &alpha_scale, p.a,
-        cuda_type_of<In>, p.a_leading, p.a_step, p.b, cuda_type_of<In>, p.b_leading, p.b_step, &beta_scale,
-        p.c, cuda_type_of<Out>, p.c_leading, p.c_step, p.count,
-        doubles ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+        handle(), operation(p.transpose_a), operation(p.transpose_b), p.m, p.n, p.k, &alpha, p.a,
+        cuda_type_of<In>, p.a_leading, p.a_step, p.b, cuda_type_of<In>, p.b_leading, p.b_step, &beta, p.c,
+        cuda_type_of<Out>, p.c_leading, p.c_step, p.count, compute, CUBLAS_GEMM_DEFAULT);
     Cublas::check(status, "product");
   }
 
@@ -208,13 +325,14 @@ class CudaDevice {
     for (int i = 0; i < p.count; ++i) {
       check_cuda(cudaMemset2DAsync(p.out[i], static_cast<std::size_t>(p.out_stride) * sizeof(Out), 0,
                                    static_cast<std::size_t>(p.columns) * sizeof(Out),
-                                   static_cast<std::size_t>(p.rows), stream_),
+                                   static_cast<std::size_t>(p.rows), stream()),
                  "memset");
     }
   }
 
-  cudaStream_t stream_;
-  std::shared_ptr<Handle> handle_;
+  const CurrentDevice current_;
+  cublasHandle_t handle_ = nullptr;
+  void* room_ = nullptr;
 };
 
 }  // namespace fastrnn

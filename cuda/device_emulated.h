@@ -1,6 +1,6 @@
 // A device of plain loops on host memory, to test the CUDA driver where there is none. It is as unhelpful as
-// a real one: memory comes filled with NaN, launches run in changing orders, and the threads of a team are
-// real ones, if asked for, so that a sanitizer sees what they do to each other.
+// a real one: memory comes filled with NaN, products spoil their room, launches run in changing orders, and
+// the threads of a team are real ones, if asked for, so that a sanitizer sees what they do to each other.
 #pragma once
 
 #include <algorithm>
@@ -38,9 +38,18 @@ struct EmulatedTeam {
 
 class EmulatedDevice {
  public:
+  static constexpr std::int64_t block_bytes = 4096;  // few steps, so that tests see several blocks
+  static std::size_t room_bytes() { return 512; }
+
   explicit EmulatedDevice(int team_threads = 1) : team_threads_(team_threads) {}
 
-  EmulatedDevice for_workspace() const { return *this; }
+  EmulatedDevice on(const CudaStream& stream) const {
+    if (stream.device != 0) {
+      throw std::invalid_argument("device: expected 0, the one that is emulated, got " +
+                                  std::to_string(stream.device));
+    }
+    return *this;
+  }
   void* allocate(std::size_t bytes) {
     constexpr std::size_t alignment = 256;
     const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
@@ -57,15 +66,29 @@ class EmulatedDevice {
     if (bytes) std::memset(to, 0, bytes);
   }
   void wait() {}
-  static constexpr std::int64_t block_bytes = 4096;  // few steps, so that tests see several blocks
+
+  class Turn;
+
+ private:
+  int team_threads_;
+};
+
+class EmulatedDevice::Turn : public EmulatedDevice {
+ public:
+  explicit Turn(const EmulatedDevice& device) : EmulatedDevice(device) {}
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  void use_room(void* memory) { room_ = memory; }
 
   template <class Functor>
   void launch(std::int64_t rows, std::int64_t columns, const Functor& functor) {
     static_assert(std::is_trivially_copyable_v<Functor>);
-    backwards_ = !backwards_;
+    static thread_local bool backwards = false;
+    backwards = !backwards;
     for (std::int64_t i = 0; i < rows; ++i) {
-      const std::int64_t row = backwards_ ? rows - 1 - i : i;
-      for (std::int64_t j = 0; j < columns; ++j) functor(row, backwards_ ? columns - 1 - j : j);
+      const std::int64_t row = backwards ? rows - 1 - i : i;
+      for (std::int64_t j = 0; j < columns; ++j) functor(row, backwards ? columns - 1 - j : j);
     }
   }
 
@@ -86,9 +109,11 @@ class EmulatedDevice {
 
   template <class In, class Out>
   void multiply(const Product<In, Out>& p) {
+    if (!room_) throw std::logic_error("product: no room");
+    std::memset(room_, 0xFF, room_bytes());
     as_column_major(p, [&](const ColumnMajorProduct<In, Out>& product) {
       expect_valid(product);
-      for (int i = 0; i < product.count; ++i) multiply_one(product, i, p.alpha, p.beta);
+      for (int i = 0; i < product.count; ++i) multiply_one(product, i);
     });
   }
 
@@ -106,23 +131,35 @@ class EmulatedDevice {
   }
 
   template <class In, class Out>
-  static void multiply_one(const ColumnMajorProduct<In, Out>& p, int i, Out alpha, Out beta) {
+  static void multiply_one(const ColumnMajorProduct<In, Out>& p, int i) {
+    using Sum = MathOf<Out>;
+    const auto operand = [&](const In& x) {
+      if constexpr (std::is_same_v<In, float>) {
+        return p.tf32 ? bits_as<float>(tf32_bits(x)) : x;
+      } else {
+        return static_cast<Sum>(x);
+      }
+    };
     const In *const a = p.a + i * p.a_step, *const b = p.b + i * p.b_step;
+    const std::int64_t a_row = p.transpose_a ? p.a_leading : 1, a_depth = p.transpose_a ? 1 : p.a_leading;
+    std::vector<Sum> column(static_cast<std::size_t>(p.k));
     for (std::int64_t n = 0; n < p.n; ++n) {
+      for (std::int64_t k = 0; k < p.k; ++k) {
+        column[static_cast<std::size_t>(k)] =
+            operand(b[p.transpose_b ? k * p.b_leading + n : n * p.b_leading + k]);
+      }
       for (std::int64_t m = 0; m < p.m; ++m) {
-        Out sum = 0;
+        Sum sum = 0;
         for (std::int64_t k = 0; k < p.k; ++k) {
-          sum += static_cast<Out>(a[p.transpose_a ? m * p.a_leading + k : k * p.a_leading + m]) *
-                 static_cast<Out>(b[p.transpose_b ? k * p.b_leading + n : n * p.b_leading + k]);
+          sum += operand(a[m * a_row + k * a_depth]) * column[static_cast<std::size_t>(k)];
         }
         Out& c = p.c[i * p.c_step + n * p.c_leading + m];
-        c = alpha * sum + (beta == Out(0) ? Out(0) : beta * c);
+        c = static_cast<Out>(p.beta == Sum(0) ? sum : sum + p.beta * static_cast<Sum>(c));
       }
     }
   }
 
-  int team_threads_;
-  bool backwards_ = false;
+  void* room_ = nullptr;
 };
 
 }  // namespace fastrnn

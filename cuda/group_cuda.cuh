@@ -16,10 +16,16 @@ struct GridExchange {
   unsigned* flags = nullptr;  // of each group `ranks`
 };
 
+// The same for all lanes, which the compiler must be told: it then needs no registers of every thread for
+// what follows from it, and no second copy of the code for warps that have diverged.
+__device__ __forceinline__ int this_warp() {
+  return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / warp_lanes, 0);
+}
+
 class BlockGroup {
  public:
   __device__ BlockGroup(const PersistentLayout& layout, char* memory)
-      : rank(0), warp(static_cast<int>(threadIdx.x) / warp_lanes), shared(memory), layout_(layout) {}
+      : rank(0), warp(this_warp()), shared(memory), layout_(layout) {}
 
   const int rank, warp;
   char* const shared;
@@ -38,7 +44,7 @@ class BlockGroup {
 
  protected:
   __device__ BlockGroup(const PersistentLayout& layout, char* memory, int block_rank)
-      : rank(block_rank), warp(static_cast<int>(threadIdx.x) / warp_lanes), shared(memory), layout_(layout) {}
+      : rank(block_rank), warp(this_warp()), shared(memory), layout_(layout) {}
 
   const PersistentLayout& layout_;
 };

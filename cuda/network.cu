@@ -5,26 +5,17 @@
 
 namespace fastrnn {
 
-bool built_with_cuda() { return true; }
+CudaBuild cuda_build() { return CudaBuild::cuda; }
 
 template <class T>
-std::unique_ptr<Network<T>> make_cuda_network(const Config& config) {
-  int devices = 0;
-  const cudaError_t status = cudaGetDeviceCount(&devices);
-  if (status != cudaSuccess || devices == 0) {
-    (void)cudaGetLastError();
-    throw std::runtime_error(std::string("device='cuda': expected an NVIDIA GPU and its driver, got: ") +
-                             (status == cudaSuccess ? "no device" : cudaGetErrorString(status)));
-  }
-  return std::make_unique<FASTRNN_TARGET::StepsNetwork<CudaDevice, T>>(config, CudaDevice());
+std::unique_ptr<CudaNetwork<T>> make_cuda_network(const Config& config, bool tf32) {
+  (void)present_devices();
+  return std::make_unique<FASTRNN_TARGET::StepsNetwork<CudaDevice, T>>(config, tf32, CudaDevice());
 }
 
-void set_cuda_stream(Workspace& workspace, void* stream) {
-  static_cast<FASTRNN_TARGET::StepsWorkspace<CudaDevice>&>(workspace).device.set_stream(
-      static_cast<cudaStream_t>(stream));
-}
-
-template std::unique_ptr<Network<float>> make_cuda_network(const Config&);
-template std::unique_ptr<Network<double>> make_cuda_network(const Config&);
+template std::unique_ptr<CudaNetwork<float>> make_cuda_network(const Config&, bool);
+template std::unique_ptr<CudaNetwork<double>> make_cuda_network(const Config&, bool);
+template std::unique_ptr<CudaNetwork<Bfloat16>> make_cuda_network(const Config&, bool);
+template std::unique_ptr<CudaNetwork<Half>> make_cuda_network(const Config&, bool);
 
 }  // namespace fastrnn

@@ -1,5 +1,6 @@
-// The persistent kernels and their launches. One kernel for each cell, kind of numbers, depth and policy; a
-// build may leave out cells or kinds by splitting this file: FASTRNN_PERSISTENT_KIND picks one.
+// The persistent kernels and their launches: one kernel for each cell, kind of numbers, depth and policy.
+// Compiled once for each type of arrays and pass, which FASTRNN_ARRAYS (float, Bfloat16, Half) and
+// FASTRNN_BACKWARD (0, 1) say.
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -12,220 +13,206 @@ namespace fastrnn::FASTRNN_TARGET {
 
 namespace {
 
+using Arrays = FASTRNN_ARRAYS;
+constexpr bool backward = FASTRNN_BACKWARD;
+using Call = std::conditional_t<backward, PersistentBackwardCall<Arrays>, PersistentForwardCall<Arrays>>;
+
+template <class Cell, Precision precision, int depth, class Group>
+using Kernel = std::conditional_t<backward, PersistentBackward<Cell, precision, depth, Arrays, Group>,
+                                  PersistentForward<Cell, precision, depth, Arrays, Group>>;
+
 extern __shared__ __align__(256) char persistent_memory[];
 
-// Which direction and tile of the batch a group of blocks has.
-struct GroupIndex {
-  int rank, group, direction, row_group;
-  __device__ GroupIndex(const PersistentLayout& layout, int row_groups) {
-    rank = static_cast<int>(blockIdx.x) % layout.ranks;
-    group = static_cast<int>(blockIdx.x) / layout.ranks;
-    direction = group / row_groups;
-    row_group = group % row_groups;
-  }
-};
+// Where a block is in the launch: x counts tiles of the batch, y the blocks of a group, z directions. The
+// hardware knows it, and it takes no registers.
+__device__ __forceinline__ int row_group() { return static_cast<int>(blockIdx.x); }
+__device__ __forceinline__ int rank() { return static_cast<int>(blockIdx.y); }
+__device__ __forceinline__ int direction() { return static_cast<int>(blockIdx.z); }
+__device__ __forceinline__ int group_index() { return static_cast<int>(blockIdx.z * gridDim.x + blockIdx.x); }
 
-template <template <class, Precision, int, class, class> class Kernel, class Cell, Precision precision,
-          int depth, class T, Policy policy, class Call>
+template <class Cell, Precision precision, int depth, Policy policy>
 __global__ void __launch_bounds__(32 * warps_at_depth(Cell::gates, Operand<precision>::parts, depth), 1)
-    run_persistent(const __grid_constant__ Call call, int row_groups, GridExchange exchange) {
+    run_persistent(const __grid_constant__ Call call, GridExchange exchange) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   if constexpr (policy == Policy::cluster) return;  // no such hardware, and the planner knows
 #endif
-  const GroupIndex index(call.layout, row_groups);
   using Chain = std::remove_cvref_t<decltype(call.chain[0])>;
   __shared__ std::uint64_t words[sizeof(Chain) / sizeof(std::uint64_t)];
   static_assert(sizeof(Chain) % sizeof(std::uint64_t) == 0 && sizeof(Chain) <= persistent_static_bytes);
-  const auto* const from = reinterpret_cast<const std::uint64_t*>(&call.chain[index.direction]);
+  const auto* const from = reinterpret_cast<const std::uint64_t*>(&call.chain[direction()]);
   if (threadIdx.x < sizeof(Chain) / sizeof(std::uint64_t)) words[threadIdx.x] = from[threadIdx.x];
   __syncthreads();
   const Chain& chain = *reinterpret_cast<const Chain*>(words);
   auto group = [&] {
     if constexpr (policy == Policy::block) return BlockGroup(call.layout, persistent_memory);
-    if constexpr (policy == Policy::cluster) return ClusterGroup(call.layout, persistent_memory, index.rank);
+    if constexpr (policy == Policy::cluster) return ClusterGroup(call.layout, persistent_memory, rank());
     if constexpr (policy == Policy::grid) {
-      return GridGroup(call.layout, persistent_memory, index.rank, index.group, exchange);
+      return GridGroup(call.layout, persistent_memory, rank(), group_index(), exchange);
     }
   }();
-  Kernel<Cell, precision, depth, T, decltype(group)>(group, call, chain, index.direction, index.row_group)
-      .run();
+  Kernel<Cell, precision, depth, decltype(group)>(group, call, chain, direction(), row_group()).run();
 }
 
-struct Launch {
-  const Plan& plan;
-  std::int64_t shared_bytes;
-  int directions;
-  void* exchange;
-  cudaStream_t stream;
-};
+using Entry = void (*)(const Call, GridExchange);
 
-// Blocks of a group are neighbours in the launch, as the hardware makes clusters of them.
-template <class Call>
-void launch(const Launch& launch, void (*kernel)(const Call, int, GridExchange), const Call& call) {
-  const Plan& plan = launch.plan;
-  const std::int64_t bytes = launch.shared_bytes;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-      "shared memory of a kernel");
-  cudaLaunchAttribute attribute{};
-  if (plan.policy == Policy::cluster) {
-    if (plan.shape.ranks > 8) {
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-                 "a large cluster");
-    }
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(plan.shape.ranks);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  } else if (plan.policy == Policy::grid) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  const int groups = launch.directions * plan.row_groups;
-  GridExchange exchange;
-  if (plan.policy == Policy::grid) {
-    const std::size_t flags = static_cast<std::size_t>((groups * plan.shape.ranks * 4 + 255) / 256 * 256);
-    exchange.flags = static_cast<unsigned*>(launch.exchange);
-    exchange.buffers = static_cast<char*>(launch.exchange) + flags;
-    check_cuda(cudaMemsetAsync(exchange.flags, 0, flags, launch.stream), "memset");
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(groups * plan.shape.ranks));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
-  config.stream = launch.stream;
-  config.attrs = &attribute;
-  config.numAttrs = plan.policy == Policy::block ? 0 : 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, call, plan.row_groups, exchange), "launch");
-}
-
-template <template <class, Precision, int, class, class> class Kernel, class Cell, Precision precision,
-          int depth, class T, class Call>
-void launch_policy(const Launch& args, const Call& call) {
-  switch (args.plan.policy) {
+template <class Cell, Precision precision, int depth>
+Entry entry_of_policy(const Plan& plan) {
+  switch (plan.policy) {
     case Policy::block:
-      return launch(args, run_persistent<Kernel, Cell, precision, depth, T, Policy::block, Call>, call);
+      return run_persistent<Cell, precision, depth, Policy::block>;
     case Policy::cluster:
-      return launch(args, run_persistent<Kernel, Cell, precision, depth, T, Policy::cluster, Call>, call);
+      return run_persistent<Cell, precision, depth, Policy::cluster>;
+    case Policy::grid:
+      return run_persistent<Cell, precision, depth, Policy::grid>;
     default:
-      return launch(args, run_persistent<Kernel, Cell, precision, depth, T, Policy::grid, Call>, call);
+      throw std::invalid_argument(std::string("plan: expected a persistent policy, got ") +
+                                  name_of(plan.policy));
   }
 }
 
 // A long chunk is a matter of large H, which only a grid has.
-template <template <class, Precision, int, class, class> class Kernel, class Cell, Precision precision,
-          class T, class Call>
-void launch_depth(const Launch& args, const Call& call) {
+template <class Cell, Precision precision>
+Entry entry_of_depth(const Plan& plan) {
   using Op = Operand<precision>;
   constexpr int common = depth_of(1, Cell::gates, Op::step, Op::parts);
   constexpr int large = depth_of(1 << 20, Cell::gates, Op::step, Op::parts);
-  if (args.plan.shape.depth == common) {
-    return launch_policy<Kernel, Cell, precision, common, T>(args, call);
-  }
+  if (plan.shape.depth == common) return entry_of_policy<Cell, precision, common>(plan);
   if constexpr (large != common) {
-    if (args.plan.shape.depth == large && args.plan.policy == Policy::grid) {
-      return launch(args, run_persistent<Kernel, Cell, precision, large, T, Policy::grid, Call>, call);
+    if (plan.shape.depth == large && plan.policy == Policy::grid) {
+      return run_persistent<Cell, precision, large, Policy::grid>;
     }
   }
   throw std::invalid_argument("plan: expected the depth of its H");
 }
 
-template <template <class, Precision, int, class, class> class Kernel, class Cell, class T, class Call>
-void launch_kind(const Launch& args, StorageKind kind, const Call& call) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (kind == StorageKind::tf32) return launch_depth<Kernel, Cell, Precision::tf32, T>(args, call);
-    if (kind == StorageKind::float32) return launch_depth<Kernel, Cell, Precision::float32, T>(args, call);
-  } else if constexpr (std::is_same_v<T, Half>) {
-    if (kind == StorageKind::fp16) return launch_depth<Kernel, Cell, Precision::fp16, T>(args, call);
+template <class Cell>
+Entry entry_of_kind(const Plan& plan, StorageKind kind) {
+  if constexpr (sizeof(Arrays) == sizeof(float)) {
+    if (kind == StorageKind::tf32) return entry_of_depth<Cell, Precision::tf32>(plan);
+    if (kind == StorageKind::float32) return entry_of_depth<Cell, Precision::float32>(plan);
+  } else if constexpr (std::is_same_v<Arrays, Half>) {
+    if (kind == StorageKind::fp16) return entry_of_depth<Cell, Precision::fp16>(plan);
   } else {
-    if (kind == StorageKind::bf16) return launch_depth<Kernel, Cell, Precision::bf16, T>(args, call);
+    if (kind == StorageKind::bf16) return entry_of_depth<Cell, Precision::bf16>(plan);
   }
   throw std::invalid_argument(std::string("kind: expected that of the arrays, got ") + name_of(kind));
 }
 
-template <template <class, Precision, int, class, class> class Kernel, class T, class Call>
-void launch_cell(const Plan& plan, CellKind cell, StorageKind kind, Call& call, int directions,
-                 void* exchange, cudaStream_t stream, bool backward) {
-  if (plan.policy == Policy::steps) throw std::invalid_argument("plan: expected a persistent policy");
-  if (call.frame.steps == 0 || call.frame.batch == 0)
-    throw std::invalid_argument("call: expected steps and rows");
-  PersistentShape shape = plan.shape;
-  shape.backward = backward;
-  call.layout = layout_of(shape);
-  const Launch args{plan, shape.shared_bytes(), directions, exchange, stream};
+Entry entry_of(const Plan& plan, CellKind cell, StorageKind kind) {
   switch (cell) {
     case CellKind::rnn_tanh:
-      return launch_kind<Kernel, Rnn<Nonlinearity::tanh>, T>(args, kind, call);
-#if !defined(FASTRNN_PERSISTENT_SOME)
+      return entry_of_kind<Rnn<Nonlinearity::tanh>>(plan, kind);
     case CellKind::rnn_relu:
-      return launch_kind<Kernel, Rnn<Nonlinearity::relu>, T>(args, kind, call);
+      return entry_of_kind<Rnn<Nonlinearity::relu>>(plan, kind);
     case CellKind::rnn_sigmoid:
-      return launch_kind<Kernel, Rnn<Nonlinearity::sigmoid>, T>(args, kind, call);
-    case CellKind::lstm_coupled:
-      return launch_kind<Kernel, Lstm<false, true>, T>(args, kind, call);
-#endif
+      return entry_of_kind<Rnn<Nonlinearity::sigmoid>>(plan, kind);
     case CellKind::lstm:
-      return launch_kind<Kernel, Lstm<false>, T>(args, kind, call);
+      return entry_of_kind<Lstm<false>>(plan, kind);
+    case CellKind::lstm_coupled:
+      return entry_of_kind<Lstm<false, true>>(plan, kind);
     case CellKind::gru:
-      return launch_kind<Kernel, Gru, T>(args, kind, call);
+      return entry_of_kind<Gru>(plan, kind);
     default:
       throw std::invalid_argument(std::string("cell: expected one with a persistent kernel, got ") +
                                   name_of(cell));
   }
 }
 
+PersistentShape shape_of(const Plan& plan) {
+  PersistentShape shape = plan.shape;
+  shape.backward = backward;
+  return shape;
+}
+
+// The sizes of a launch, and what it asks of the hardware.
+class Launch {
+ public:
+  // Tells the runtime what the kernel may use, which an occupancy query must know, too.
+  Launch(const Plan& plan, Entry entry, int directions, cudaStream_t stream) {
+    const PersistentShape shape = shape_of(plan);
+    const std::int64_t bytes = shape.shared_bytes();
+    check_cuda(
+        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory of a kernel");
+    const auto ranks = static_cast<unsigned>(shape.ranks);
+    if (plan.policy == Policy::cluster) {
+      if (ranks > portable_cluster) {
+        check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                   "a large cluster");
+      }
+      attribute_.id = cudaLaunchAttributeClusterDimension;
+      attribute_.val.clusterDim.x = attribute_.val.clusterDim.z = 1;
+      attribute_.val.clusterDim.y = ranks;
+    } else if (plan.policy == Policy::grid) {
+      attribute_.id = cudaLaunchAttributeCooperative;
+      attribute_.val.cooperative = 1;
+    }
+    config_.gridDim = dim3(static_cast<unsigned>(plan.row_groups), ranks, static_cast<unsigned>(directions));
+    config_.blockDim = dim3(static_cast<unsigned>(shape.threads()));
+    config_.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+    config_.stream = stream;
+    config_.attrs = &attribute_;
+    config_.numAttrs = plan.policy == Policy::block ? 0 : 1;
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+
+  const cudaLaunchConfig_t& config() const { return config_; }
+
+ private:
+  static constexpr unsigned portable_cluster = 8;
+
+  cudaLaunchAttribute attribute_{};
+  cudaLaunchConfig_t config_{};
+};
+
+// Of a grid, of which flags are zero before a launch.
+GridExchange exchange_of(const Plan& plan, int directions, void* memory, cudaStream_t stream) {
+  GridExchange exchange;
+  if (plan.policy != Policy::grid) return exchange;
+  const std::size_t flags = exchange_flag_bytes(plan, directions);
+  exchange.flags = static_cast<unsigned*>(memory);
+  exchange.buffers = static_cast<char*>(memory) + flags;
+  check_cuda(cudaMemsetAsync(exchange.flags, 0, flags, stream), "memset");
+  return exchange;
+}
+
 }  // namespace
 
-template <class T>
-void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, PersistentForwardCall<T> call,
-                       int directions, void* exchange, cudaStream_t stream) {
-  launch_cell<PersistentForward, T>(plan, cell, kind, call, directions, exchange, stream, false);
-}
-template <class T>
-void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, PersistentBackwardCall<T> call,
-                       int directions, void* exchange, cudaStream_t stream) {
-  launch_cell<PersistentBackward, T>(plan, cell, kind, call, directions, exchange, stream, true);
+template <class Call>
+void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, Call call, int directions,
+                       void* exchange, cudaStream_t stream) {
+  if (call.frame.steps == 0 || call.frame.batch == 0)
+    throw std::invalid_argument("call: expected steps and rows");
+  const Entry entry = entry_of(plan, cell, kind);
+  call.layout = layout_of(shape_of(plan));
+  const Launch launch(plan, entry, directions, stream);
+  const GridExchange memory = exchange_of(plan, directions, exchange, stream);
+  check_cuda(cudaLaunchKernelEx(&launch.config(), entry, call, memory), "launch");
 }
 
-#if !defined(FASTRNN_PERSISTENT_KIND) || FASTRNN_PERSISTENT_KIND == 0
-DeviceProperties current_device_properties() {
+template <class Call>
+bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int directions) {
+  const Entry entry = entry_of(plan, cell, kind);
+  const Launch launch(plan, entry, directions, nullptr);
+  const cudaLaunchConfig_t& config = launch.config();
+  int count = 0;
+  const cudaError_t status =
+      plan.policy == Policy::cluster
+          ? cudaOccupancyMaxActiveClusters(&count, entry, &config)
+          : cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, entry, static_cast<int>(config.blockDim.x),
+                                                          config.dynamicSmemBytes);
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  if (plan.policy != Policy::grid) return count > 0;
   int device = 0;
-  check_cuda(cudaGetDevice(&device), "query");
-  const auto get = [&](cudaDeviceAttr attribute) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "query");
-    return value;
-  };
-  DeviceProperties properties;
-  properties.name = "current";
-  properties.major = get(cudaDevAttrComputeCapabilityMajor);
-  properties.minor = get(cudaDevAttrComputeCapabilityMinor);
-  properties.multiprocessors = get(cudaDevAttrMultiProcessorCount);
-  properties.shared_per_block = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  properties.shared_per_multiprocessor = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  properties.registers_per_multiprocessor = get(cudaDevAttrMaxRegistersPerMultiprocessor);
-  // 16 needs permission and whole processing clusters, which data center chips alone have.
-  const bool has_clusters = properties.major >= 9 && get(cudaDevAttrClusterLaunch);
-  properties.largest_cluster = !has_clusters ? 1 : properties.major < 12 ? 16 : 8;
-  properties.l2_bytes = get(cudaDevAttrL2CacheSize);
-  properties.has_cooperative_launch = get(cudaDevAttrCooperativeLaunch);
-  return properties;
+  check_cuda(cudaGetDevice(&device), "query of the current device");
+  return count * device_attribute(device, cudaDevAttrMultiProcessorCount) >= plan.blocks(directions);
 }
-#endif
 
-#define FASTRNN_LAUNCHES(T)                                                                                  \
-  template void launch_persistent(const Plan&, CellKind, StorageKind, PersistentForwardCall<T>, int, void*,  \
-                                  cudaStream_t);                                                             \
-  template void launch_persistent(const Plan&, CellKind, StorageKind, PersistentBackwardCall<T>, int, void*, \
-                                  cudaStream_t);
-
-#if !defined(FASTRNN_PERSISTENT_KIND) || FASTRNN_PERSISTENT_KIND == 0
-FASTRNN_LAUNCHES(float)
-#endif
-#if !defined(FASTRNN_PERSISTENT_KIND) || FASTRNN_PERSISTENT_KIND == 1
-FASTRNN_LAUNCHES(Bfloat16)
-#endif
-#if !defined(FASTRNN_PERSISTENT_KIND) || FASTRNN_PERSISTENT_KIND == 2
-FASTRNN_LAUNCHES(Half)
-#endif
+template void launch_persistent(const Plan&, CellKind, StorageKind, Call, int, void*, cudaStream_t);
+template bool fits_current_device<Call>(const Plan&, CellKind, StorageKind, int);
 
 }  // namespace fastrnn::FASTRNN_TARGET

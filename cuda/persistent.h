@@ -22,29 +22,25 @@ constexpr Precision precision_of(StorageKind kind) {
   }
 }
 
-// Bytes of memory that a launch of the plan needs on the device besides its arrays: of a grid.
-inline std::size_t exchange_bytes(const Plan& plan, std::int64_t directions) {
-  if (plan.policy != Policy::grid) return 0;
-  PersistentShape shape = plan.shape;
-  shape.backward = true;  // the larger of the two
-  const std::int64_t groups = directions * plan.row_groups;
-  const std::int64_t flags = (groups * shape.ranks * 4 + 255) / 256 * 256;
-  return static_cast<std::size_t>(flags + groups * 2 * shape.buffer_bytes());
-}
-
 #if defined(__CUDACC__)
 
 // `exchange`: exchange_bytes(), aligned to 256. The layout of the call is set from the plan. T follows from
 // the kind: float (float32, tf32), Bfloat16, Half; others throw std::invalid_argument.
-template <class T>
-void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, PersistentForwardCall<T> call,
-                       int directions, void* exchange, cudaStream_t stream);
-template <class T>
-void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, PersistentBackwardCall<T> call,
-                       int directions, void* exchange, cudaStream_t stream);
+// Call: PersistentForwardCall<T> or PersistentBackwardCall<T>.
+template <class Call>
+void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, Call call, int directions,
+                       void* exchange, cudaStream_t stream);
 
-// What the current device is, for plan_layer.
-DeviceProperties current_device_properties();
+// Whether the current device can run the plan in the pass of Call: a grid all at once, a cluster at all.
+template <class Call>
+bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int directions);
+
+// The same of both passes.
+template <class T>
+bool persistent_fits(const Plan& plan, CellKind cell, StorageKind kind, int directions) {
+  return fits_current_device<PersistentForwardCall<T>>(plan, cell, kind, directions) &&
+         fits_current_device<PersistentBackwardCall<T>>(plan, cell, kind, directions);
+}
 
 #endif
 

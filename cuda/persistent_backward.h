@@ -72,10 +72,10 @@ class PersistentBackward {
   // What a step is: one of the row's, one that starts anew, and one after which the next does.
   static constexpr std::uint32_t active = 1, cut = 2, cut_after = 4;
 
+  // As they came, because a conversion would wait for them.
   struct Item {
-    M slot[slots];
-    State<M> before;
-    M grad_y;
+    T slot[slots], h, grad_y;
+    M c;
     std::uint32_t flags;
   };
 
@@ -125,18 +125,15 @@ class PersistentBackward {
     items([&](const ItemPlace& place, Item& item, int) {
       const std::int64_t at = place.b * frame_.hidden + place.u,
                          row = std::int64_t{t} * frame_.batch + place.b;
+      const T* const from = slots_of(t, place);
+      FASTRNN_UNROLL
+      for (int j = 0; j < slots; ++j) item.slot[j] = read_global(from + j * frame_.hidden);
+      if constexpr (Cell::reads_h) item.h = read_global(chain_.h + entry + at);
+      if (chain_.grad_y) item.grad_y = read_global(chain_.grad_y + row * chain_.grad_y_stride + place.u);
+      if constexpr (Cell::has_cell_state) item.c = read_global(chain_.c + entry + at);
       item.flags = frame_.active(t, place.b) ? active : 0;
       if (frame_.is_cut(d_, t, place.b)) item.flags |= cut;
       if (has_after && frame_.is_cut(d_, d_ ? t - 1 : t + 1, place.b)) item.flags |= cut_after;
-      const T* const from = slots_of(t, place);
-      FASTRNN_UNROLL
-      for (int j = 0; j < slots; ++j)
-        item.slot[j] = item.flags & active ? static_cast<M>(read_global(from + j * frame_.hidden)) : M(0);
-      item.before.h = item.before.c = item.grad_y = M(0);
-      if (!(item.flags & active)) return;
-      if constexpr (Cell::reads_h) item.before.h = static_cast<M>(read_global(chain_.h + entry + at));
-      item.grad_y = value(chain_.grad_y, row * chain_.grad_y_stride + place.u);
-      if constexpr (Cell::has_cell_state) item.before.c = read_global(chain_.c + entry + at);
     });
   }
 
@@ -155,34 +152,45 @@ class PersistentBackward {
     items([&](const ItemPlace& place, Item& item, int index) {
       const M grad = arriving(place, index, has_after, item.flags & cut_after);
       carry()[index] = item.flags & active ? M(0) : grad;
-      if (item.flags & active) step(t, place, index, item, grad + item.grad_y);
+      if (item.flags & active) {
+        step(t, place, index, item, grad);
+      } else {
+        FASTRNN_UNROLL
+        for (int j = 0; j < slots; ++j) item.slot[j] = T(0);
+      }
       FASTRNN_UNROLL
       for (int g = 0; g < gates; ++g) {
         char* const row = buffer + ((place.n / tile_columns) * gates + g) * layout_.row_bytes;
-        put_right<Op>(row, place.u, place.n % tile_columns, item.slot[slots - gates + g]);
+        put_right<Op>(row, place.u, place.n % tile_columns, static_cast<M>(item.slot[slots - gates + g]));
       }
     });
   }
 
   FASTRNN_DEVICE void step(int t, const ItemPlace& place, int index, Item& item, M grad_h) {
-    State<M> grad{grad_h, M(0)};
+    State<M> grad{grad_h + (chain_.grad_y ? static_cast<M>(item.grad_y) : M(0)), M(0)};
     if constexpr (Cell::has_cell_state) grad.c = grad_c()[index];
     if (chain_.grad_h_all)
       grad.h += value(chain_.grad_h_all, of_step(t, place));  // rare, and so not loaded early
     if (Cell::has_cell_state && chain_.grad_c_all) grad.c += value(chain_.grad_c_all, of_step(t, place));
-    Cell::backward(item.slot, item.before, grad, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
+    M slot[slots];
+    FASTRNN_UNROLL
+    for (int j = 0; j < slots; ++j) slot[j] = static_cast<M>(item.slot[j]);
+    State<M> before{};
+    if constexpr (Cell::reads_h) before.h = static_cast<M>(item.h);
+    if constexpr (Cell::has_cell_state) before.c = item.c;
+    Cell::backward(slot, before, grad, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
     if constexpr (Cell::has_cell_state) grad_c()[index] = item.flags & cut ? M(0) : grad.c;
     if constexpr (Cell::passes_h) carry()[index] = grad.h;
     // As they are kept, and as the products for the weights read them.
     FASTRNN_UNROLL
-    for (int j = 0; j < slots; ++j) item.slot[j] = static_cast<M>(static_cast<T>(item.slot[j]));
+    for (int j = 0; j < slots; ++j) item.slot[j] = static_cast<T>(slot[j]);
   }
 
   FASTRNN_DEVICE void store(int t) {
     items([&](const ItemPlace& place, Item& item, int) {
       T* const to = slots_of(t, place);
       FASTRNN_UNROLL
-      for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, static_cast<T>(item.slot[j]));
+      for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, item.slot[j]);
     });
   }
 

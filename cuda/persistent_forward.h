@@ -1,5 +1,6 @@
-// Forward of one layer in one launch. What it reads and leaves is what the policy `Steps` does, array by
-// array (steps_tape.h), so that the rest of a network need not know which of the two ran.
+// Forward of one layer in one launch, or in one for each range of steps. What it reads and leaves is what the
+// policy `Steps` does, array by array (steps_tape.h), so that the rest of a network need not know which of
+// the two ran.
 #pragma once
 
 #include "persistent_product.h"
@@ -20,14 +21,21 @@ struct PersistentForwardChain {
   T *h_all = nullptr, *c_all = nullptr;  // (T, B, H), or null
   T* h = nullptr;                        // (T + 1, B, H), what steps start from; null: no tape
   float* c = nullptr;                    // the same
+  // (B, H), what the first step of a range starts from, and what the range leaves to the next one. Not the
+  // same arrays: blocks begin and end when they may. Null: the range is the first, or the last.
+  const T* carried_h = nullptr;
+  const float* carried_c = nullptr;
+  T* left_h = nullptr;
+  float* left_c = nullptr;
 };
 
 template <class T>
 struct PersistentForwardCall {
   PersistentLayout layout;
   Frame frame;
-  float clip;       // bound of |c_t|
-  bool keep_slots;  // for backward: activated gates
+  int first_step, end_step;  // of the T steps, which a reverse direction counts from the last time
+  float clip;                // bound of |c_t|
+  bool keep_slots;           // for backward: activated gates
   PersistentForwardChain<T> chain[most_directions];
 };
 
@@ -54,16 +62,18 @@ class PersistentForward {
     product_.load(group_, layout_, chain_.weight_hh, frame_.hidden);
     begin();
     group_.start();
-    for (int s = 0; s < frame_.steps; ++s) {
-      const int t = d_ ? static_cast<int>(frame_.steps) - 1 - s : s;
+    const int steps = call_.end_step - call_.first_step;
+    for (int s = 0; s < steps; ++s) {  // of the range
+      const int t = time(s);
       load(t);
       if (s > 0) group_.receive(s);
       product_.run(group_, layout_, group_.buffer(s));
       group_.sync();
       compute(group_.buffer(s + 1));
-      if (s + 1 < frame_.steps) group_.publish(s + 1);
+      if (s + 1 < steps) group_.publish(s + 1);
       store(t);
     }
+    if (chain_.left_h) leave();
   }
 
  private:
@@ -71,8 +81,9 @@ class PersistentForward {
   // What happens at a step: it is one of the row's, the next takes the state, or the initial one.
   static constexpr std::uint32_t active = 1, passes = 2, starts = 4;
 
+  // Slots are as they came, because a conversion would wait for them.
   struct Item {
-    M slot[slots];
+    T slot[slots];
     std::uint32_t flags;
   };
 
@@ -85,6 +96,11 @@ class PersistentForward {
     items_.each(group_, layout_, row_group_, f);
   }
 
+  FASTRNN_DEVICE int time(int s) const {
+    s += call_.first_step;
+    return d_ ? static_cast<int>(frame_.steps) - 1 - s : s;
+  }
+
   // What the next step at time `next` starts from, if it takes a step.
   FASTRNN_DEVICE bool is_passed(std::int64_t next, int b) const {
     return frame_.active(next, b) && !frame_.is_cut(d_, next, b);
@@ -95,7 +111,7 @@ class PersistentForward {
 
   // Buffers, biases and the state before the first step. Every block makes h of all units for itself.
   FASTRNN_DEVICE void begin() {
-    const std::int64_t t = d_ ? frame_.steps - 1 : 0, hidden = frame_.hidden;
+    const std::int64_t t = time(0), hidden = frame_.hidden;
     group_.lanes([&](int lane) {
       const int thread = group_.thread(lane), threads = layout_.threads;
       auto* const words = reinterpret_cast<std::uint64_t*>(group_.shared);
@@ -112,15 +128,15 @@ class PersistentForward {
       for (int i = group_.thread(lane); i < layout_.rows * hidden; i += layout_.threads) {
         const int n = i / static_cast<int>(hidden), u = i % static_cast<int>(hidden);
         const int b = row_group_ * layout_.rows + n;
-        if (b >= frame_.batch || !is_passed(t, b) || !frame_.is_first(d_, t, b)) continue;
+        if (b >= frame_.batch) continue;
         put_right<Op>(group_.buffer(0) + n / tile_columns * layout_.row_bytes, u, n % tile_columns,
-                      initial(chain_.h0, b * hidden + u));
+                      before(t, b, b * hidden + u, chain_.carried_h, chain_.h0));
       }
     });
     items([&](const ItemPlace& place, Item&, int index) {
       const std::int64_t at = place.b * hidden + place.u;
-      const bool starts = is_passed(t, place.b) && frame_.is_first(d_, t, place.b);
-      const M h = starts ? initial(chain_.h0, at) : M(0), c = starts ? initial(chain_.c0, at) : M(0);
+      const M h = before(t, place.b, at, chain_.carried_h, chain_.h0);
+      const M c = before(t, place.b, at, chain_.carried_c, chain_.c0);
       state_h()[index] = h;
       state_c()[index] = c;
       keep(d_ ? frame_.steps : 0, at, h, c);
@@ -128,6 +144,22 @@ class PersistentForward {
       write_global(chain_.hn + at, static_cast<T>(initial(chain_.h0, at)));
       if constexpr (Cell::has_cell_state)
         write_global(chain_.cn + at, static_cast<T>(initial(chain_.c0, at)));
+    });
+  }
+
+  // A state before the first step of the range, at time t.
+  template <class X>
+  FASTRNN_DEVICE M before(std::int64_t t, int b, std::int64_t at, const X* carried, const T* from) const {
+    if (carried) return static_cast<M>(read_global(carried + at));
+    return is_passed(t, b) && frame_.is_first(d_, t, b) ? initial(from, at) : M(0);
+  }
+
+  // To the next range.
+  FASTRNN_DEVICE void leave() {
+    items([&](const ItemPlace& place, Item&, int index) {
+      const std::int64_t at = place.b * frame_.hidden + place.u;
+      write_global(chain_.left_h + at, static_cast<T>(state_h()[index]));
+      if constexpr (Cell::has_cell_state) write_global(chain_.left_c + at, state_c()[index]);
     });
   }
 
@@ -150,13 +182,11 @@ class PersistentForward {
   FASTRNN_DEVICE void load(int t) {
     const int next = d_ ? t - 1 : t + 1;
     items([&](const ItemPlace& place, Item& item, int) {
-      item.flags = frame_.active(t, place.b) ? active : 0;
-      if (is_passed(next, place.b)) item.flags |= frame_.is_first(d_, next, place.b) ? starts : passes;
       const T* const from = slots_of(t, place);
       FASTRNN_UNROLL
-      for (int g = 0; g < gates; ++g) {
-        item.slot[g] = item.flags & active ? static_cast<M>(read_global(from + g * frame_.hidden)) : M(0);
-      }
+      for (int g = 0; g < gates; ++g) item.slot[g] = read_global(from + g * frame_.hidden);
+      item.flags = frame_.active(t, place.b) ? active : 0;
+      if (is_passed(next, place.b)) item.flags |= frame_.is_first(d_, next, place.b) ? starts : passes;
     });
   }
 
@@ -173,21 +203,23 @@ class PersistentForward {
   }
 
   FASTRNN_DEVICE void step(const float* partials, const ItemPlace& place, int index, Item& item) {
-    M product[gates];
+    M product[gates], slot[slots];
     add_chunks(layout_, partials, place, product);
     FASTRNN_UNROLL
     for (int g = 0; g < gates; ++g) {
-      const M from_x = item.slot[g] + biases()[g * layout_.units + place.unit];
+      const M from_x = static_cast<M>(item.slot[g]) + biases()[g * layout_.units + place.unit];
       const M from_h = product[g] + biases()[(gates + g) * layout_.units + place.unit];
       if (g == Cell::separate) {
-        item.slot[g] = from_x;
-        item.slot[slots - 1] = from_h;
+        slot[g] = from_x;
+        slot[slots - 1] = from_h;
       } else {
-        item.slot[g] = from_x + from_h;
+        slot[g] = from_x + from_h;
       }
     }
     State<M> state{state_h()[index], state_c()[index]};
-    Cell::forward(item.slot, state, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
+    Cell::forward(slot, state, LaneWeights<M>{M(0), M(0), M(0), call_.clip});
+    FASTRNN_UNROLL
+    for (int j = 0; j < slots; ++j) item.slot[j] = static_cast<T>(slot[j]);
     // As it is kept, so that a sequence taken in parts gives the same.
     state_h()[index] = static_cast<M>(static_cast<T>(state.h));
     state_c()[index] = state.c;
@@ -223,7 +255,7 @@ class PersistentForward {
     if (!call_.keep_slots) return;
     T* const to = slots_of(t, place);
     FASTRNN_UNROLL
-    for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, static_cast<T>(item.slot[j]));
+    for (int j = 0; j < slots; ++j) write_global(to + j * frame_.hidden, item.slot[j]);
   }
 
   Group& group_;

@@ -32,11 +32,21 @@ class PersistentProduct {
       });
     };
     if (group.warp < jobs) {
-      FASTRNN_UNROLL
-      for (int g = 0; g < gates; ++g) {
+      // Some fragments at a time: all loads at once would take more registers than the weights do.
+      constexpr int at_once = gates * depth % 4 == 0 ? 4 : 1;
+      FASTRNN_UNROLL_BY(1)
+      for (int first = 0; first < gates * depth; first += at_once) {
+        Lanes<Left<Op>> left[at_once];
         FASTRNN_UNROLL
-        for (int k = 0; k < depth; ++k) {
-          group.lanes([&](int lane) { held_[g][k][lane] = fragment(lane, group.warp, g, k); });
+        for (int i = 0; i < at_once; ++i) {
+          group.lanes([&](int lane) {
+            left[i][lane] = fragment(lane, group.warp, (first + i) / depth, (first + i) % depth);
+          });
+        }
+        FASTRNN_UNROLL
+        for (int i = 0; i < gates * depth; ++i) {
+          if (i / at_once * at_once != first) continue;
+          group.lanes([&](int lane) { held_[i / depth][i % depth][lane] = left[i % at_once][lane]; });
         }
       }
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <stdexcept>
 
 namespace fastrnn {
@@ -246,6 +247,31 @@ Plan plan_layer(const DeviceProperties& device, const Problem& problem) {
              std::to_string(plan.units_per_block) + " units, " + std::to_string(plan.row_groups) + " x " +
              std::to_string(plan.batch_tile) + " rows, about " + estimates;
   return plan;
+}
+
+std::size_t exchange_flag_bytes(const Plan& plan, std::int64_t directions) {
+  const std::int64_t flags = directions * plan.row_groups * plan.shape.ranks * 4;
+  return static_cast<std::size_t>((flags + 255) / 256 * 256);
+}
+
+std::size_t exchange_bytes(const Plan& plan, std::int64_t directions) {
+  if (plan.policy != Policy::grid) return 0;
+  PersistentShape shape = plan.shape;
+  shape.backward = true;  // the larger of the two
+  const std::int64_t groups = directions * plan.row_groups;
+  return exchange_flag_bytes(plan, directions) +
+         static_cast<std::size_t>(groups * 2 * shape.buffer_bytes());
+}
+
+PolicyChoice policy_choice_of_environment() {
+  static const PolicyChoice choice = [] {
+    const char* const value = std::getenv("FASTRNN_CUDA_POLICY");
+    const std::string name = value ? value : "auto";
+    if (name == "steps") return PolicyChoice::steps;
+    if (name == "auto") return PolicyChoice::automatic;
+    throw std::invalid_argument("FASTRNN_CUDA_POLICY: expected auto or steps, got " + name);
+  }();
+  return choice;
 }
 
 }  // namespace fastrnn

@@ -60,4 +60,14 @@ struct Plan {
 
 Plan plan_layer(const DeviceProperties& device, const Problem& problem);
 
+// Bytes of memory that a launch of the plan needs on the device besides its arrays: of a grid.
+std::size_t exchange_bytes(const Plan& plan, std::int64_t directions);
+// Of them, of the flags that they begin with: 4 for each block.
+std::size_t exchange_flag_bytes(const Plan& plan, std::int64_t directions);
+
+// What a network may choose among: FASTRNN_CUDA_POLICY, `auto` or `steps`, for comparisons. Throws
+// std::invalid_argument for any other value.
+enum class PolicyChoice : int { automatic, steps };
+PolicyChoice policy_choice_of_environment();
+
 }  // namespace fastrnn

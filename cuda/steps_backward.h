@@ -12,36 +12,37 @@ namespace fastrnn::FASTRNN_TARGET {
 template <class Device, class T, class M>
 class StepsBackward {
  public:
-  StepsBackward(const Config& config, const StepPlan& plan, StepsWorkspace<Device>& workspace,
-                const StepsTape<Device, T, M>& tape, const Backward<T>& call)
-      : config_(config),
-        plan_(plan),
-        parameters_{config, call.parameters},
-        device_(workspace.device),
+  StepsBackward(const Settings& settings, const StepsTape<Device, T, M>& tape, const Backward<T>& call)
+      : settings_(settings),
+        config_(settings.config),
+        plan_(settings.plan),
+        parameters_{settings.config, call.parameters},
         tape_(tape),
         call_(call),
         x_(call.x.data ? reinterpret_cast<const T*>(call.x.data) : tape.x),
-        directions_(static_cast<int>(config.directions())),
-        rows_(tape.steps * tape.batch) {
-    frame_.steps = tape.steps;
-    frame_.batch = tape.batch;
-    frame_.hidden = config.hidden_size;
-    frame_.state = config.state_size();
-    frame_.gates = config.gates();
-    frame_.slots = plan.slots;
+        directions_(static_cast<int>(settings.config.directions())),
+        rows_(tape.steps * tape.batch),
+        frame_(frame_of(settings, tape.steps, tape.batch, tape.noise)) {
     frame_.lengths = tape.lengths;
     frame_.resets = tape.resets;
-    frame_.training = tape.noise.training;
-    sums_per_unit_ = config.layer_norm       ? NormSums{config.gates()}.count()
-                     : config.has_peephole() ? peephole_sums
-                                             : 0;
-    Arena counting;
-    lay_out_call(counting);
-    Arena arena(workspace.memory.reserve(device_, counting.used()));
-    lay_out_call(arena);
+    sums_per_unit_ = config_.layer_norm       ? NormSums{config_.gates()}.count()
+                     : config_.has_peephole() ? peephole_sums
+                                              : 0;
   }
 
-  void run() {
+  // Of the workspace.
+  std::size_t bytes() {
+    Arena counting;
+    lay_out_call(counting);
+    return counting.used();
+  }
+
+  void run(StepsWorkspace<Device>& workspace) {
+    typename Device::Turn device(workspace.device);
+    device_ = &device;
+    Arena arena(workspace.memory.reserve("workspace", device, bytes()));
+    lay_out_call(arena);
+    device.use_room(room_);
     const T* grad_output = call_.grad_y;
     for (layer_ = config_.num_layers - 1; layer_ >= 0; --layer_) {
       index_weights();
@@ -75,6 +76,7 @@ class StepsBackward {
     const std::int64_t hidden = config_.hidden_size, state = config_.state_size(),
                        each = directions_ * batch();
     const Noise& noise = tape_.noise;
+    room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
     if (call_.retain) slots_ = arena.take<T>(directions_ * slots_size());
     carry_ = arena.take<M>(each * state);
     product_ = arena.take<M>(each * state);
@@ -109,11 +111,11 @@ class StepsBackward {
       index_[d] = parameter_indices(config_, layer_, d);
       weight_hh_[d] = parameters_.at(index_[d].weight_hh);
       if (slots_) {
-        device_.copy(slots(d), kept(d).slots, static_cast<std::size_t>(slots_size()) * sizeof(T));
+        device_->copy(slots(d), kept(d).slots, static_cast<std::size_t>(slots_size()) * sizeof(T));
       }
       if (!dropped_) continue;
       T* const dropped = dropped_ + d * config_.gates() * config_.hidden_size * config_.state_size();
-      drop_weights<T, M>(device_, config_, tape_.noise, tape_.seed, layer_, d, weight_hh_[d], dropped);
+      drop_weights<T, M>(*device_, config_, tape_.noise, tape_.seed, layer_, d, weight_hh_[d], dropped);
       weight_hh_[d] = dropped;
     }
   }
@@ -132,7 +134,7 @@ class StepsBackward {
       residual_ = merges(config_) ? passed_ : grad_hidden_;
       if (merges(config_)) functor.passed = passed_;
     }
-    device_.launch(rows_, config_.output_size(), functor);
+    device_->launch(rows_, config_.output_size(), functor);
     grad_h_ = grad_hidden_;
   }
 
@@ -160,10 +162,10 @@ class StepsBackward {
       of_c.to[d] = dc_ + d * batch() * hidden;
       of_c.from[d] = call_.grad_cn ? call_.grad_cn + row * hidden : nullptr;
     }
-    device_.launch(directions_ * batch(), state, of_h);
-    if (dc_) device_.launch(directions_ * batch(), hidden, of_c);
-    device_.zero(sums_,
-                 static_cast<std::size_t>(directions_ * batch() * sums_per_unit_ * hidden) * sizeof(M));
+    device_->launch(directions_ * batch(), state, of_h);
+    if (dc_) device_->launch(directions_ * batch(), hidden, of_c);
+    device_->zero(sums_,
+                  static_cast<std::size_t>(directions_ * batch() * sums_per_unit_ * hidden) * sizeof(M));
   }
 
   // Step -1: none, after all have been taken back.
@@ -201,7 +203,7 @@ class StepsBackward {
   void step(const BackwardChain<T, M>* chains) {
     if (config_.proj_size) {
       const ProjectionBackward<T, M> functor{frame_, {chains[0], chains[1]}};
-      device_.launch(directions_ * batch(), config_.state_size(), functor);
+      device_->launch(directions_ * batch(), config_.state_size(), functor);
       multiply_projected(chains);
     }
     for (int phase = plan_.phases - 1; phase >= 0; --phase) {
@@ -215,7 +217,7 @@ class StepsBackward {
     const CellBackward<Cell, T, M> cell{
         frame_, static_cast<M>(config_.clip), config_.proj_size > 0, {chains[0], chains[1]}};
     if (!config_.layer_norm) {
-      device_.launch(directions_ * batch(), config_.hidden_size, cell);
+      device_->launch(directions_ * batch(), config_.hidden_size, cell);
       return;
     }
     NormBackward<Cell, T, M> functor{cell, {}};
@@ -229,14 +231,14 @@ class StepsBackward {
       norm.third = third_ + of_d;
       norm.gradients = gradients_ + of_d * plan_.slots;
     }
-    device_.launch_rows(directions_ * batch(), config_.hidden_size, functor);
+    device_->launch_rows(directions_ * batch(), config_.hidden_size, functor);
   }
 
   // What the products of a phase read: h of the step before, or what the first phase left.
   void multiply_gates(int phase, const BackwardChain<T, M>* chains) {
     const std::int64_t hidden = config_.hidden_size, state = config_.state_size();
     const Segment& segment = plan_.recurrent[phase];
-    auto product = product_of<T, M>(directions_, batch(), state, segment.count * hidden);
+    auto product = product_of<T, M>(settings_, batch(), state, segment.count * hidden);
     product.left_stride = plan_.slots * hidden;
     product.right_stride = product.out_stride = state;
     for (int d = 0; d < directions_; ++d) {
@@ -244,11 +246,11 @@ class StepsBackward {
       product.right[d] = weight_hh_[d] + segment.gate * hidden * state;
       product.out[d] = phase ? chains[d].dexchange : product_ + d * batch() * state;
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   void multiply_projected(const BackwardChain<T, M>* chains) {
-    auto product = product_of<T, M>(directions_, batch(), config_.hidden_size, config_.state_size());
+    auto product = product_of<T, M>(settings_, batch(), config_.hidden_size, config_.state_size());
     product.left_stride = config_.state_size();
     product.right_stride = product.out_stride = config_.hidden_size;
     for (int d = 0; d < directions_; ++d) {
@@ -256,7 +258,7 @@ class StepsBackward {
       product.right[d] = parameters_.at(index_[d].weight_hr);
       product.out[d] = chains[d].dexchange;
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   void finish(const BackwardChain<T, M>* chains) {
@@ -266,7 +268,7 @@ class StepsBackward {
       if (call_.grad_h0) functor.grad_h0[d] = call_.grad_h0 + row * config_.state_size();
       if (call_.grad_c0 && dc_) functor.grad_c0[d] = call_.grad_c0 + row * config_.hidden_size;
     }
-    device_.launch(directions_ * batch(), std::max(config_.state_size(), config_.hidden_size), functor);
+    device_->launch(directions_ * batch(), std::max(config_.state_size(), config_.hidden_size), functor);
   }
 
   // ---- products over all rows ---------------------------------------------------------------------
@@ -277,19 +279,20 @@ class StepsBackward {
     for (int d = 0; d < directions_; ++d) {
       for (int i = 0; i < plan_.inputs; ++i, add = true) {
         const Segment& segment = plan_.input[i];
-        auto product = product_of<T, T>(1, rows_, width(), segment.count * hidden);
+        auto product = product_of<T, T>(settings_, rows_, width(), segment.count * hidden);
+        product.count = 1;  // both directions add to the same
         product.left_stride = plan_.slots * hidden;
         product.right_stride = product.out_stride = width();
         product.left[0] = slots(d) + segment.slot * hidden;
         product.right[0] = parameters_.at(index_[d].weight_ih) + segment.gate * hidden * width();
         product.out[0] = grad_input;
-        product.beta = add ? T(1) : T(0);
-        device_.multiply(product);
+        product.beta = add ? M(1) : M(0);
+        device_->multiply(product);
       }
     }
     if (!residual_ && !(tape_.noise.input_dropout > 0)) return;
     const JoinInputGradient<T, M> functor{frame_, width(), input_mask(), residual_, grad_input};
-    device_.launch(rows_, width(), functor);
+    device_->launch(rows_, width(), functor);
   }
 
   Draw input_mask() const {
@@ -301,7 +304,7 @@ class StepsBackward {
     const T* const input = layer_ == 0 ? x_ : tape_.layers[static_cast<std::size_t>(layer_ - 1)].output;
     if (!masked_) return input;
     const MaskInput<T, M> functor{frame_, width(), input, masked_, input_mask()};
-    device_.launch(rows_, width(), functor);
+    device_->launch(rows_, width(), functor);
     return masked_;
   }
 
@@ -333,7 +336,7 @@ class StepsBackward {
     }
     for (int d = 0; d < directions_; ++d) {
       if (dropped_) {
-        drop_weights<T, M>(device_, config_, tape_.noise, tape_.seed, layer_, d, to_hh[d], to_hh[d]);
+        drop_weights<T, M>(*device_, config_, tape_.noise, tape_.seed, layer_, d, to_hh[d], to_hh[d]);
       }
       if (config_.layer_norm) {
         sum_norm_gradients(d);
@@ -348,7 +351,7 @@ class StepsBackward {
   void multiply_weight_gradient(const Segment& segment, std::int64_t units, const T* const* grad,
                                 std::int64_t stride, const T* const* read, std::int64_t columns,
                                 T* const* to) {
-    auto product = product_of<T, T>(directions_, segment.count * units, columns, rows_);
+    auto product = product_of<T, T>(settings_, segment.count * units, columns, rows_);
     product.transpose_left = true;
     product.left_stride = stride;
     product.right_stride = product.out_stride = columns;
@@ -357,7 +360,7 @@ class StepsBackward {
       product.right[d] = read[d];
       product.out[d] = to[d] + segment.gate * units * columns;
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   // ---- sums over rows -------------------------------------------------------------------------------
@@ -366,9 +369,9 @@ class StepsBackward {
   void sum_rows(const In* from, std::int64_t rows, std::int64_t stride, std::int64_t columns, T* to,
                 T* also = nullptr) {
     const SumChunks<In, M> first{from, rows, chunk_rows(rows), stride, columns, partial_};
-    device_.launch(chunks(rows), columns, first);
+    device_->launch(chunks(rows), columns, first);
     const AddChunks<T, M> second{partial_, chunks(rows), columns, to, also};
-    device_.launch(1, columns, second);
+    device_->launch(1, columns, second);
   }
 
   void sum_bias_gradients(int d) {
@@ -416,10 +419,10 @@ class StepsBackward {
     sum_kind(d, first + 2, 1, to + (config_.coupled() ? 1 : 2) * hidden);
   }
 
+  const Settings& settings_;
   const Config& config_;
   const StepPlan& plan_;
   const Parameters<T> parameters_;
-  Device& device_;
   const StepsTape<Device, T, M>& tape_;
   const Backward<T>& call_;
   const T* const x_;
@@ -427,6 +430,8 @@ class StepsBackward {
   const std::int64_t rows_;  // T * B
   Frame frame_;
   int sums_per_unit_ = 0;
+  typename Device::Turn* device_ = nullptr;
+  char* room_ = nullptr;                     // of the device's products
   T* slots_ = nullptr;                       // (D, T, B, slots * H): a copy, where the tape is retained
   M *carry_ = nullptr, *product_ = nullptr;  // (D, B, R)
   M *dc_ = nullptr, *dexchange_ = nullptr;   // (D, B, H)

@@ -123,7 +123,7 @@ FASTRNN_HD inline LaneWeights<M> lane_weights(const T* peephole, std::int64_t hi
 }
 
 // A part of the state before anything: (D * B, width).
-template <class T, class X>
+template <class T, class X, class M>
 struct Start {
   Frame frame;
   StatePart<T, X> part[most_directions];  // `after` and `operand`: of the first step
@@ -135,7 +135,7 @@ struct Start {
     if (frame.length(b) == 0) part[d].final[at] = initial;
     // The time before the first that any row takes.
     const std::int64_t t = d ? frame.steps : -1;
-    hand_on(frame, part[d], d, t, b, u, static_cast<X>(initial));
+    hand_on(frame, part[d], d, t, b, u, static_cast<M>(initial));
   }
 };
 

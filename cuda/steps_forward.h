@@ -12,41 +12,42 @@ namespace fastrnn::FASTRNN_TARGET {
 template <class Device, class T, class M>
 class StepsForward {
  public:
-  StepsForward(const Config& config, const StepPlan& plan, const T* const* parameters,
-               StepsWorkspace<Device>& workspace, const Forward<T>& call)
-      : config_(config),
-        plan_(plan),
-        parameters_{config, parameters},
-        device_(workspace.device),
+  StepsForward(const Settings& settings, const Forward<T>& call, bool keep)
+      : settings_(settings),
+        config_(settings.config),
+        plan_(settings.plan),
+        parameters_{settings.config, call.parameters},
         call_(call),
-        directions_(static_cast<int>(config.directions())) {
-    auto* const tape = static_cast<StepsTape<Device, T, M>*>(call.tape);
-    frame_.steps = call.steps;
-    frame_.batch = call.batch;
-    frame_.hidden = config.hidden_size;
-    frame_.state = config.state_size();
-    frame_.gates = config.gates();
-    frame_.slots = plan.slots;
+        directions_(static_cast<int>(settings.config.directions())),
+        frame_(frame_of(settings, call.steps, call.batch, call.noise)),
+        keeps_all_(keep) {
     frame_.lengths = call.lengths;
     frame_.resets = call.resets.data;
-    frame_.training = call.noise.training;
-    keeps_all_ = tape != nullptr;
-    if (tape) {
-      tape->begin(device_, config, plan, call);
-      chains_ = tape->chains;
-      layers_ = tape->layers;
-    }
     const std::int64_t step_bytes = std::max<std::int64_t>(
-        1, directions_ * call.batch * plan.slots * config.hidden_size * std::int64_t{sizeof(T)});
-    block_steps_ = tape ? std::max<std::int64_t>(1, call.steps)
-                        : std::max<std::int64_t>(1, std::min(call.steps, Device::block_bytes / step_bytes));
-    Arena counting;
-    lay_out_call(counting);
-    Arena arena(workspace.memory.reserve(device_, counting.used()));
-    lay_out_call(arena);
+        1, directions_ * call.batch * plan_.slots * config_.hidden_size * std::int64_t{sizeof(T)});
+    block_steps_ =
+        std::max<std::int64_t>(1, keep ? call.steps : std::min(call.steps, Device::block_bytes / step_bytes));
   }
 
-  void run() {
+  // Of the workspace.
+  std::size_t bytes() {
+    Arena counting;
+    lay_out_call(counting);
+    return counting.used();
+  }
+
+  void run(StepsWorkspace<Device>& workspace) {
+    typename Device::Turn device(workspace.device);
+    device_ = &device;
+    if (keeps_all_) {
+      auto& tape = static_cast<StepsTape<Device, T, M>&>(*call_.tape);
+      tape.begin(device, config_, plan_, call_);
+      chains_ = tape.chains;
+      layers_ = tape.layers;
+    }
+    Arena arena(workspace.memory.reserve("workspace", device, bytes()));
+    lay_out_call(arena);
+    device.use_room(room_);
     for (layer_ = 0; layer_ < config_.num_layers; ++layer_) {
       index_weights();
       input_ = layer_ == 0 ? reinterpret_cast<const T*>(call_.x.data) : layer(layer_ - 1).output;
@@ -75,6 +76,7 @@ class StepsForward {
     const std::int64_t hidden = config_.hidden_size, state = config_.state_size(),
                        rows = directions_ * batch();
     const Noise& noise = call_.noise;
+    room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
     product_ = arena.take<M>(rows * config_.gates() * hidden);
     if (config_.proj_size) projected_ = arena.take<M>(rows * state);
     if (config_.layer_norm && config_.has_cell_state()) {
@@ -119,7 +121,7 @@ class StepsForward {
       weight_hh_[d] = parameters_.at(index_[d].weight_hh);
       if (!dropped_) continue;
       T* const dropped = dropped_ + d * config_.gates() * config_.hidden_size * config_.state_size();
-      drop_weights<T, M>(device_, config_, call_.noise, call_.seed, layer_, d, weight_hh_[d], dropped);
+      drop_weights<T, M>(*device_, config_, call_.noise, call_.seed, layer_, d, weight_hh_[d], dropped);
       weight_hh_[d] = dropped;
     }
   }
@@ -128,7 +130,7 @@ class StepsForward {
     if (!masked_) return input_;
     const MaskInput<T, M> functor{frame_, width(), input_, masked_,
                                   draw_of(call_.seed, MaskKind::input, call_.noise.input_dropout, layer_, 0)};
-    device_.launch(call_.steps * batch(), width(), functor);
+    device_->launch(call_.steps * batch(), width(), functor);
     return masked_;
   }
 
@@ -165,8 +167,8 @@ class StepsForward {
   }
 
   void start() {
-    Start<T, T> of_h{frame_, {}};
-    Start<T, M> of_c{frame_, {}};
+    Start<T, T, M> of_h{frame_, {}};
+    Start<T, M, M> of_c{frame_, {}};
     for (int d = 0; d < directions_; ++d) {
       const std::int64_t k = entry_before(d, time_of(call_.steps, d, 0));
       of_h.part[d] = part_of_h(d);
@@ -175,8 +177,8 @@ class StepsForward {
       of_c.part[d] = part_of_c(d);
       of_c.part[d].after = entry(chain(d).c, k, config_.hidden_size);
     }
-    device_.launch(directions_ * batch(), config_.state_size(), of_h);
-    if (config_.has_cell_state()) device_.launch(directions_ * batch(), config_.hidden_size, of_c);
+    device_->launch(directions_ * batch(), config_.state_size(), of_h);
+    if (config_.has_cell_state()) device_->launch(directions_ * batch(), config_.hidden_size, of_c);
   }
 
   // ---- steps ------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class StepsForward {
 
   void project_inputs(const T* read) {
     const std::int64_t gates = config_.gates() * config_.hidden_size;
-    auto product = product_of<T, T>(directions_, (end_step_ - first_step_) * batch(), gates, width());
+    auto product = product_of<T, T>(settings_, (end_step_ - first_step_) * batch(), gates, width());
     product.transpose_right = true;
     product.left_stride = product.right_stride = width();
     product.out_stride = plan_.slots * config_.hidden_size;
@@ -199,7 +201,7 @@ class StepsForward {
       product.right[d] = parameters_.at(index_[d].weight_ih);
       product.out[d] = slots_at(d, t);
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   void step(std::int64_t s) {
@@ -212,7 +214,7 @@ class StepsForward {
     if (!config_.proj_size) return;
     project(chains);
     const ProjectionForward<T, M> functor{frame_, {chains[0], chains[1]}};
-    device_.launch(directions_ * batch(), config_.state_size(), functor);
+    device_->launch(directions_ * batch(), config_.state_size(), functor);
   }
 
   StepChain<T, M> chain_at(int d, std::int64_t t) const {
@@ -247,7 +249,7 @@ class StepsForward {
   void multiply_state(int phase, const StepChain<T, M>* chains) {
     const std::int64_t hidden = config_.hidden_size;
     const Segment& segment = plan_.recurrent[phase];
-    auto product = product_of<T, M>(directions_, batch(), segment.count * hidden, config_.state_size());
+    auto product = product_of<T, M>(settings_, batch(), segment.count * hidden, config_.state_size());
     product.transpose_right = true;
     product.left_stride = product.right_stride = config_.state_size();
     product.out_stride = config_.gates() * hidden;
@@ -256,11 +258,11 @@ class StepsForward {
       product.right[d] = weight_hh_[d] + segment.gate * hidden * config_.state_size();
       product.out[d] = product_ + d * batch() * config_.gates() * hidden + segment.gate * hidden;
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   void project(const StepChain<T, M>* chains) {
-    auto product = product_of<T, M>(directions_, batch(), config_.state_size(), config_.hidden_size);
+    auto product = product_of<T, M>(settings_, batch(), config_.state_size(), config_.hidden_size);
     product.transpose_right = true;
     product.left_stride = product.right_stride = config_.hidden_size;
     product.out_stride = config_.state_size();
@@ -269,7 +271,7 @@ class StepsForward {
       product.right[d] = parameters_.at(index_[d].weight_hr);
       product.out[d] = projected_ + d * batch() * config_.state_size();
     }
-    device_.multiply(product);
+    device_->multiply(product);
   }
 
   template <class Cell>
@@ -277,7 +279,7 @@ class StepsForward {
     const CellForward<Cell, T, M> cell{
         frame_, static_cast<M>(config_.clip), config_.proj_size > 0, keeps_all_, {chains[0], chains[1]}};
     if (!config_.layer_norm) {
-      device_.launch(directions_ * batch(), config_.hidden_size, cell);
+      device_->launch(directions_ * batch(), config_.hidden_size, cell);
       return;
     }
     NormForward<Cell, T, M> functor{cell, {}};
@@ -290,7 +292,7 @@ class StepsForward {
       norm.first = first_ + d * batch() * config_.hidden_size;
       norm.second = second_ + d * batch() * config_.hidden_size;
     }
-    device_.launch_rows(directions_ * batch(), config_.hidden_size, functor);
+    device_->launch_rows(directions_ * batch(), config_.hidden_size, functor);
   }
 
   void join_outputs() {
@@ -298,20 +300,22 @@ class StepsForward {
     const JoinOutputs<T, M> functor{frame_, joining_of(config_, call_.noise, call_.seed, layer_),
                                     layer(layer_).hidden, has_residual(config_, layer_) ? input_ : nullptr,
                                     layer(layer_).output};
-    device_.launch(call_.steps * batch(), config_.output_size(), functor);
+    device_->launch(call_.steps * batch(), config_.output_size(), functor);
   }
 
+  const Settings& settings_;
   const Config& config_;
   const StepPlan& plan_;
   const Parameters<T> parameters_;
-  Device& device_;
   const Forward<T>& call_;
   const int directions_;
   Frame frame_;
-  bool keeps_all_ = false;
+  const bool keeps_all_;
   std::int64_t block_steps_ = 1;
+  typename Device::Turn* device_ = nullptr;
   std::vector<KeptChain<T, M>> chains_;  // [layer * D + direction]
   std::vector<KeptLayer<T>> layers_;
+  char* room_ = nullptr;                    // of the device's products
   M* product_ = nullptr;                    // (D, B, G * H)
   M* projected_ = nullptr;                  // (D, B, R)
   M *first_ = nullptr, *second_ = nullptr;  // (D, B, H): layer norm of c

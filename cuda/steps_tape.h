@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "device.h"
+#include "persistent_backward.h"
+#include "persistent_forward.h"
+#include "planner.h"
 #include "rnn.h"
 #include "steps_elementwise.h"
 #include "steps_norm.h"
@@ -76,6 +79,13 @@ void with_phase(CellKind cell, int index, const Visit& visit) {
       return visit(static_cast<GruResetBeforeCandidate*>(nullptr));
   }
 }
+
+// What is the same in all calls of a network.
+struct Settings {
+  Config config;
+  StepPlan plan;
+  bool tf32 = false;  // see make_cuda_network
+};
 
 inline bool merges(const Config& config) { return config.bidirectional && config.merge != Merge::concat; }
 inline bool has_residual(const Config& config, std::int64_t layer) {
@@ -163,7 +173,7 @@ struct KeptLayer {
 
 template <class Device, class T, class M>
 struct StepsTape : Tape<T> {
-  Buffer<Device> memory;
+  CallMemory<Device> memory;
   std::size_t used = 0;
   std::int64_t steps = 0, batch = 0;
   const T* x = nullptr;
@@ -176,7 +186,8 @@ struct StepsTape : Tape<T> {
 
   std::size_t bytes() const override { return used; }
 
-  void begin(Device& device, const Config& config, const StepPlan& plan, const Forward<T>& call) {
+  // What `begin` is to need. Leaves the sizes of the call, and nothing where they point to.
+  std::size_t count(const Config& config, const StepPlan& plan, const Forward<T>& call) {
     steps = call.steps;
     batch = call.batch;
     x = reinterpret_cast<const T*>(call.x.data);
@@ -184,8 +195,11 @@ struct StepsTape : Tape<T> {
     seed = call.seed;
     Arena counting;
     lay_out_all(counting, config, plan, call);
-    used = counting.used();
-    Arena arena(memory.reserve(device, used));
+    return used = counting.used();
+  }
+
+  void begin(Device& device, const Config& config, const StepPlan& plan, const Forward<T>& call) {
+    Arena arena(memory.reserve("tape", device, count(config, plan, call)));
     lay_out_all(arena, config, plan, call);
     if (lengths) device.copy(lengths, call.lengths, static_cast<std::size_t>(batch) * sizeof(std::int64_t));
     if (resets) device.copy(resets, call.resets.data, static_cast<std::size_t>(steps * batch));
@@ -214,8 +228,20 @@ struct StepsTape : Tape<T> {
 template <class Device>
 struct StepsWorkspace : Workspace {
   Device device;
-  Buffer<Device> memory;
+  CallMemory<Device> memory;
 };
+
+inline Frame frame_of(const Settings& settings, std::int64_t steps, std::int64_t batch, const Noise& noise) {
+  Frame frame;
+  frame.steps = steps;
+  frame.batch = batch;
+  frame.hidden = settings.config.hidden_size;
+  frame.state = settings.config.state_size();
+  frame.gates = settings.config.gates();
+  frame.slots = settings.plan.slots;
+  frame.training = noise.training;
+  return frame;
+}
 
 // Arrays of a call must be contiguous in the order of their axes: throws where strides say otherwise.
 inline void expect_contiguous(const char* name, std::int64_t outer, std::int64_t inner,
@@ -237,12 +263,14 @@ void expect_contiguous(const char* name, const View& view, std::int64_t outer, s
 
 // One product for each direction of a layer.
 template <class In, class Out>
-Product<In, Out> product_of(int directions, std::int64_t rows, std::int64_t columns, std::int64_t depth) {
+Product<In, Out> product_of(const Settings& settings, std::int64_t rows, std::int64_t columns,
+                            std::int64_t depth) {
   Product<In, Out> product;
   product.rows = rows;
   product.columns = columns;
   product.depth = depth;
-  product.count = directions;
+  product.count = static_cast<int>(settings.config.directions());
+  product.tf32 = settings.tf32;
   return product;
 }
 

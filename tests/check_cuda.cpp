@@ -13,6 +13,8 @@
 #include "network.h"
 #include "parallel.h"
 #include "philox.h"
+#include "planner.h"
+#include "runtime.h"
 #include "steps.h"
 
 using namespace fastrnn;
@@ -37,13 +39,11 @@ struct Case {
 };
 
 // By name.
-template <class T>
 struct Result {
   std::string name;
-  std::vector<T> values;
+  Array values;
 };
-template <class T>
-using Results = std::vector<Result<T>>;
+using Results = std::vector<Result>;
 
 std::mt19937 generator(9);
 std::int64_t below(std::int64_t n) {
@@ -105,7 +105,17 @@ Case random_case(const Config& config, std::int64_t steps, std::int64_t batch, b
 
 template <class T>
 std::vector<T> as(const Array& values) {
-  return {values.begin(), values.end()};
+  std::vector<T> rounded;
+  rounded.reserve(values.size());
+  for (const double value : values) rounded.push_back(static_cast<T>(static_cast<MathOf<T>>(value)));
+  return rounded;
+}
+template <class T>
+Array as_double(const std::vector<T>& values) {
+  Array wide;
+  wide.reserve(values.size());
+  for (const T& value : values) wide.push_back(static_cast<double>(static_cast<MathOf<T>>(value)));
+  return wide;
 }
 template <class T>
 View view(const std::vector<T>& data, std::int64_t middle, std::int64_t last) {
@@ -113,11 +123,34 @@ View view(const std::vector<T>& data, std::int64_t middle, std::int64_t last) {
   return {reinterpret_cast<const char*>(data.data()), {middle * last * size, last * size, size}};
 }
 
+// Memory that a caller lends, full of NaN.
+class Lent {
+ public:
+  Lent() = default;
+  Lent(const Lent&) = delete;
+  Lent& operator=(const Lent&) = delete;
+  ~Lent() { release(); }
+  void resize(std::size_t bytes) {
+    release();
+    bytes_ = bytes;
+    data_ = bytes ? ::operator new(bytes, alignment) : nullptr;
+    if (bytes) std::memset(data_, 0xFF, bytes);
+  }
+  DeviceBlock block() const { return {data_, bytes_}; }
+
+ private:
+  static constexpr std::align_val_t alignment{256};
+  void release() { ::operator delete(data_, alignment); }
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
 // One network on one case: forward without a tape and with one, backward with the tape retained and not.
 template <class T>
 class Run {
  public:
-  Run(const Network<T>& network, const Case& c) : network_(network), case_(c), config_(c.config) {
+  Run(const Network<T>& network, const Case& c, bool lends)
+      : network_(network), case_(c), config_(c.config), lends_(lends) {
     for (const Array& parameter : c.parameters) {
       parameters_.push_back(as<T>(parameter));
       pointers_.push_back(parameters_.back().data());
@@ -128,11 +161,11 @@ class Run {
     workspace_ = network.make_workspace();
   }
 
-  Results<T> forward(Tape<T>* tape) {
+  Results forward(Tape<T>* tape) {
     const std::int64_t R = config_.state_size(), H = config_.hidden_size, B = case_.batch;
     const std::int64_t width = config_.output_size(), rows = case_.chains() * B;
     const std::int64_t cell = config_.has_cell_state() ? rows * H : 0;
-    const T unset = std::nan("");
+    const T unset(std::nanf(""));
     y_.assign(case_.steps * B * width, unset);
     std::vector<T> hn(rows * R, unset), cn(cell, unset), h_all, c_all;
     Forward<T> call;
@@ -160,23 +193,30 @@ class Run {
     }
     Storage scratch;
     scratch.reserve(network_.scratch_bytes() + 1);
+    call.parameters = pointers_.data();
+    call.scratch = scratch.data();
+    call.tape = tape;
     std::unique_ptr<Weights<T>> weights;
-    if (tape || case_.noise.weight_drop > 0) {
-      call.parameters = pointers_.data();
-      call.scratch = scratch.data();
-      call.tape = tape;
-    } else {
+    if (const auto* const cuda = dynamic_cast<const CudaNetwork<T>*>(&network_)) {
+      lend(*cuda, cuda->workspace_bytes(call, tape != nullptr));
+      if (tape) lend(*cuda, *tape, cuda->tape_bytes(call));
+    } else if (!tape && case_.noise.weight_drop == 0) {
       weights = network_.pack(pointers_.data());
+      call.parameters = nullptr;
     }
     network_.forward(weights.get(), *workspace_, call);
-    return {{"y", y_}, {"h_n", hn}, {"c_n", cn}, {"h_all", h_all}, {"c_all", c_all}};
+    return {{"y", as_double(y_)},
+            {"h_n", as_double(hn)},
+            {"c_n", as_double(cn)},
+            {"h_all", as_double(h_all)},
+            {"c_all", as_double(c_all)}};
   }
 
   // After forward with the tape.
-  Results<T> backward(Tape<T>& tape, bool retain) {
+  Results backward(Tape<T>& tape, bool retain) {
     const std::int64_t R = config_.state_size(), H = config_.hidden_size, B = case_.batch;
     const std::int64_t width = config_.output_size(), rows = case_.chains() * B;
-    const T unset = std::nan("");
+    const T unset(std::nanf(""));
     std::vector<T> grad_x(case_.has_grad_x ? x_.size() : 0, unset), grad_h0(rows * R, unset);
     std::vector<T> grad_c0(config_.has_cell_state() ? rows * H : 0, unset);
     const auto grad_y = as<T>(case_.grad_y), grad_hn = as<T>(case_.grad_hn), grad_cn = as<T>(case_.grad_cn);
@@ -205,20 +245,38 @@ class Run {
     if (config_.has_cell_state()) call.grad_c0 = grad_c0.data();
     call.gradients = pointers.data();
     call.retain = retain;
+    if (const auto* const cuda = dynamic_cast<const CudaNetwork<T>*>(&network_)) {
+      lend(*cuda, cuda->workspace_bytes(tape, call));
+    }
     network_.backward(tape, *workspace_, call);
-    Results<T> results{{"grad_x", grad_x}, {"grad_h0", grad_h0}, {"grad_c0", grad_c0}};
+    Results results{
+        {"grad_x", as_double(grad_x)}, {"grad_h0", as_double(grad_h0)}, {"grad_c0", as_double(grad_c0)}};
     const std::vector<Parameter> names = parameters_of(config_);
     for (std::size_t i = 0; i < names.size(); ++i) {
       gradients[i].resize(case_.parameters[i].size());
-      results.push_back({names[i].name, gradients[i]});
+      results.push_back({names[i].name, as_double(gradients[i])});
     }
     return results;
   }
 
  private:
+  // Of exactly the size, so that a sanitizer sees what goes beyond it; or none, and the call takes its own.
+  void lend(const CudaNetwork<T>& network, std::size_t bytes) {
+    if (!lends_) return;
+    lent_.resize(bytes);
+    network.prepare(*workspace_, {}, lent_.block());
+  }
+  void lend(const CudaNetwork<T>& network, Tape<T>& tape, std::size_t bytes) {
+    if (!lends_) return;
+    lent_to_tape_.resize(bytes);
+    network.prepare(tape, lent_to_tape_.block());
+  }
+
   const Network<T>& network_;
   const Case& case_;
   const Config& config_;
+  const bool lends_;
+  Lent lent_, lent_to_tape_;
   std::vector<std::vector<T>> parameters_;
   std::vector<const T*> pointers_;
   std::vector<T> x_, h0_, c0_, y_;
@@ -226,9 +284,9 @@ class Run {
 };
 
 int failures = 0, checks = 0;
-double largest_error[2] = {};  // in units of the tolerance, float and double
+double largest_error[static_cast<int>(StorageKind::count)] = {};  // in units of the tolerance
 
-void report(const Case& c, const char* type, const char* what, const std::string& name, std::size_t i,
+void report(const Case& c, StorageKind kind, const char* what, const std::string& name, std::size_t i,
             double got, double expected) {
   const Config& config = c.config;
   const auto number = [](std::int64_t n) { return static_cast<long long>(n); };
@@ -236,34 +294,33 @@ void report(const Case& c, const char* type, const char* what, const std::string
       "FAILED %s %s %s of %s: I %lld H %lld P %lld L %lld D %lld T %lld B %lld bias %d merge %s residual %d "
       "norm %d "
       "clip %g lengths %d resets %d noise %g %g %g %g %g %g training %d: [%zu] %.9g, not %.9g\n",
-      type, what, name.c_str(), name_of(config.cell), number(config.input_size), number(config.hidden_size),
-      number(config.proj_size), number(config.num_layers), number(config.directions()), number(c.steps),
-      number(c.batch), config.bias, name_of(config.merge), config.residual, config.layer_norm, config.clip,
-      !c.lengths.empty(), !c.resets.empty(), c.noise.dropout, c.noise.input_dropout,
-      c.noise.recurrent_dropout, c.noise.zoneout_h, c.noise.zoneout_c, c.noise.weight_drop, c.noise.training,
-      i, got, expected);
+      name_of(kind), what, name.c_str(), name_of(config.cell), number(config.input_size),
+      number(config.hidden_size), number(config.proj_size), number(config.num_layers),
+      number(config.directions()), number(c.steps), number(c.batch), config.bias, name_of(config.merge),
+      config.residual, config.layer_norm, config.clip, !c.lengths.empty(), !c.resets.empty(), c.noise.dropout,
+      c.noise.input_dropout, c.noise.recurrent_dropout, c.noise.zoneout_h, c.noise.zoneout_c,
+      c.noise.weight_drop, c.noise.training, i, got, expected);
   ++failures;
 }
 
 // Errors relative to the largest value of an array, or 1. Tolerance 0: the same bits.
-template <class T>
-void compare(const Case& c, const char* what, const Results<T>& got, const Results<T>& expected,
+void compare(const Case& c, StorageKind kind, const char* what, const Results& got, const Results& expected,
              double tolerance) {
-  const char* const type = sizeof(T) == 4 ? "float" : "double";
   for (std::size_t n = 0; n < expected.size(); ++n) {
-    const std::vector<T>&a = got[n].values, &b = expected[n].values;
+    const Array &a = got[n].values, &b = expected[n].values;
+    // What a row without steps passes on may be NaN.
+    const bool is_state = got[n].name == "h_n" || got[n].name == "c_n";
     double scale = 1;
-    for (const T value : b) scale = std::max(scale, std::abs(static_cast<double>(value)));
+    for (const double value : b) scale = std::max(scale, std::abs(value));
     for (std::size_t i = 0; i < b.size(); ++i) {
-      const double error = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-      const bool is_state =
-          got[n].name == "h_n" || got[n].name == "c_n";  // which a row without steps passes on
-      const bool same = (b[i] == b[i] || is_state) && std::memcmp(&a[i], &b[i], sizeof(T)) == 0;
+      const double error = std::abs(a[i] - b[i]);
+      const bool is_nan = b[i] != b[i];
+      const bool same = is_nan ? is_state && a[i] != a[i] : std::memcmp(&a[i], &b[i], sizeof(double)) == 0;
       if (tolerance > 0 && error <= tolerance * scale) {
-        double& largest = largest_error[sizeof(T) == 8];
+        double& largest = largest_error[static_cast<int>(kind)];
         largest = std::max(largest, error / (tolerance * scale));
       } else if (!same) {
-        report(c, type, what, got[n].name, i, static_cast<double>(a[i]), static_cast<double>(b[i]));
+        report(c, kind, what, got[n].name, i, a[i], b[i]);
         break;
       }
     }
@@ -271,31 +328,95 @@ void compare(const Case& c, const char* what, const Results<T>& got, const Resul
   }
 }
 
+// All numbers of a case as T has them.
 template <class T>
-void check(const Case& c, int team_threads) {
-  set_num_threads(1);
-  const auto cpu = make_cpu_network<T>(c.config);
-  const emulated::StepsNetwork<EmulatedDevice, T> steps(c.config, EmulatedDevice(team_threads));
-  // A norm of few units magnifies rounding without bound: 1 / sqrt(variance + 1e-5) is up to 316.
-  const double magnified = c.config.layer_norm ? 4 : 1;
-  const double forward_tolerance = magnified * (sizeof(T) == 4 ? 1e-5 : 1e-13);
-  const double terms = static_cast<double>(c.steps * c.batch * c.config.gates());
-  const double backward_tolerance = (sizeof(T) == 4 ? 1e-6 : 1e-14) * magnified * (1 + std::sqrt(terms));
-  Run<T> expected(*cpu, c), got(steps, c);
-  const Results<T> outputs = got.forward(nullptr);
-  compare(c, "inference", outputs, expected.forward(nullptr), forward_tolerance);
-  compare(c, "inference again", got.forward(nullptr), outputs, 0);
-  const auto cpu_tape = cpu->make_tape(), steps_tape = steps.make_tape();
-  compare(c, "forward", got.forward(steps_tape.get()), outputs, 0);
-  expected.forward(cpu_tape.get());
-  const Results<T> gradients = got.backward(*steps_tape, true);
-  compare(c, "backward", gradients, expected.backward(*cpu_tape, false), backward_tolerance);
-  compare(c, "backward again", got.backward(*steps_tape, false), gradients, 0);
+Case rounded(Case c) {
+  const auto round = [](Array& values) { values = as_double(as<T>(values)); };
+  for (Array& parameter : c.parameters) round(parameter);
+  for (Array* values :
+       {&c.x, &c.h0, &c.c0, &c.grad_y, &c.grad_hn, &c.grad_cn, &c.grad_h_all, &c.grad_c_all}) {
+    round(*values);
+  }
+  return c;
 }
 
-void check_both(const Case& c, int team_threads = 1) {
-  check<double>(c, team_threads);
-  check<float>(c, team_threads);
+// Of a kind's rounding, relative to the number: what is stored, or of tf32 what is multiplied.
+double unit_of(StorageKind kind) {
+  switch (kind) {
+    case StorageKind::bf16:
+      return 0x1p-8;
+    case StorageKind::fp16:
+    case StorageKind::tf32:
+      return 0x1p-11;
+    case StorageKind::float32:
+      return 0x1p-24;
+    default:
+      return 0x1p-53;
+  }
+}
+
+struct Tolerance {
+  double forward, backward;
+};
+
+// In units of the rounding u, for values of about 1. A layer rounds a value three times on its way to the
+// output: as the product with x, as h and as the output. Steps contract, W having rows of norm 0.4, so that
+// errors of earlier steps fade; those of earlier layers pass, so there are 3 u a layer. Backward the gates
+// and their gradients are rounded in the same way, and sums over all rows have errors that grow as the root
+// of their number.
+Tolerance tolerance_of(const Case& c, StorageKind kind) {
+  // A norm of few units magnifies rounding without bound: 1 / sqrt(variance + 1e-5) is up to 316.
+  const double magnified = c.config.layer_norm ? 4 : 1;
+  const double terms = static_cast<double>(c.steps * c.batch * c.config.gates());
+  const double unit = unit_of(kind) * magnified;
+  if (kind == StorageKind::float32) return {168 * unit, 17 * unit * (1 + std::sqrt(terms))};
+  if (kind == StorageKind::float64) return {900 * unit, 90 * unit * (1 + std::sqrt(terms))};
+  const double layers = static_cast<double>(c.config.num_layers);
+  return {3 * layers * unit, 3 * layers * unit * (1 + std::sqrt(terms))};
+}
+
+// Where a gradient jumps, rounding decides on which side.
+bool has_jumps(const Config& config) {
+  return config.cell == CellKind::rnn_relu || config.clip < 1e9 ||
+         (config.bidirectional && config.merge == Merge::max);
+}
+
+// Against a CPU network of as much precision or more, on the same numbers.
+template <class T>
+void check(const Case& exact, StorageKind kind, int team_threads) {
+  using E = std::conditional_t<std::is_same_v<T, float>, float, double>;
+  const bool is_short = kind != StorageKind::float32 && kind != StorageKind::float64;
+  const Case c = rounded<T>(exact);
+  set_num_threads(1);
+  const auto cpu = make_cpu_network<E>(c.config);
+  const emulated::StepsNetwork<EmulatedDevice, T> steps(c.config, kind == StorageKind::tf32,
+                                                        EmulatedDevice(team_threads));
+  const Tolerance tolerance = tolerance_of(c, kind);
+  Run<E> expected(*cpu, c, false);
+  Run<T> got(steps, c, below(2));
+  const Results outputs = got.forward(nullptr);
+  compare(c, kind, "inference", outputs, expected.forward(nullptr), tolerance.forward);
+  compare(c, kind, "inference again", got.forward(nullptr), outputs, 0);
+  const auto cpu_tape = cpu->make_tape();
+  const auto steps_tape = steps.make_tape();
+  compare(c, kind, "forward", got.forward(steps_tape.get()), outputs, 0);
+  expected.forward(cpu_tape.get());
+  const Results gradients = got.backward(*steps_tape, true);
+  const Results plain = expected.backward(*cpu_tape, false);
+  if (!(is_short && has_jumps(c.config))) {
+    compare(c, kind, "backward", gradients, plain, tolerance.backward);
+  }
+  compare(c, kind, "backward again", got.backward(*steps_tape, false), gradients, 0);
+}
+
+// In double and single precision, and in one of the shorter kinds, each in its turn.
+void check_kinds(const Case& c, int team_threads = 1) {
+  static int turn = 0;
+  check<double>(c, StorageKind::float64, team_threads);
+  check<float>(c, StorageKind::float32, team_threads);
+  if (++turn % 3 == 0) check<Bfloat16>(c, StorageKind::bf16, team_threads);
+  if (turn % 3 == 1) check<Half>(c, StorageKind::fp16, team_threads);
+  if (turn % 3 == 2) check<float>(c, StorageKind::tf32, team_threads);
 }
 
 // ---- masks ------------------------------------------------------------------------------------------------
@@ -347,13 +468,35 @@ void expect_error(const char* what, const char* said, const Call& call) {
   ++failures;
 }
 
+void check_lent_memory(const CudaNetwork<float>& network, Workspace& workspace, Forward<float> call) {
+  Lent memory;
+  const std::size_t bytes = network.workspace_bytes(call, false);
+  memory.resize(bytes + 64);
+  const auto forward = [&](std::size_t offset, std::size_t lent) {
+    network.prepare(workspace, {}, {static_cast<char*>(memory.block().data) + offset, lent});
+    network.forward(nullptr, workspace, call);
+  };
+  expect_error("a small workspace", "workspace: expected", [&] { forward(0, bytes - 1); });
+  expect_error("an odd workspace", "workspace: expected memory aligned", [&] { forward(64, bytes); });
+  expect_error("a device that is not there", "device: expected 0",
+               [&] { network.prepare(workspace, {1, nullptr}, {}); });
+  const auto tape = network.make_tape();
+  call.tape = tape.get();
+  network.prepare(*tape, {memory.block().data, network.tape_bytes(call) - 1});
+  expect_error("a small tape", "tape: expected", [&] { network.forward(nullptr, workspace, call); });
+  // An error must not leave anything behind.
+  network.forward(nullptr, workspace, call);
+  ++checks;
+}
+
 void check_errors() {
   Config config;
   config.input_size = 3;
   config.hidden_size = 4;
-  const emulated::StepsNetwork<EmulatedDevice, float> network(config, EmulatedDevice{});
-  if (!built_with_cuda()) {
-    expect_error("a build without CUDA", "FASTRNN_CUDA=ON", [&] { make_cuda_network<float>(config); });
+  const emulated::StepsNetwork<EmulatedDevice, float> network(config, false, EmulatedDevice{});
+  if (cuda_build() == CudaBuild::none) {
+    expect_error("a build without CUDA", "FASTRNN_CUDA=ON", [&] { make_cuda_network<float>(config, false); });
+    expect_error("a build without CUDA", "FASTRNN_CUDA=ON", [] { cuda_device_count(); });
   }
   expect_error("gradients of steps", "step by step", [&] { network.make_step_gradients(); });
   const auto workspace = network.make_workspace();
@@ -366,6 +509,14 @@ void check_errors() {
   call.y_step = 5 * 4;
   call.y_row = 4;
   call.hn = call.cn = state.data();
+  expect_error("no parameters", "parameters: expected", [&] { network.forward(nullptr, *workspace, call); });
+  expect_error("packed weights", "parameters: expected", [&] { network.pack(nullptr); });
+  std::vector<std::vector<float>> parameters;
+  std::vector<const float*> pointers;
+  for (const std::int64_t size : network.gradient_rooms()) parameters.emplace_back(size);
+  for (const std::vector<float>& parameter : parameters) pointers.push_back(parameter.data());
+  call.parameters = pointers.data();
+  check_lent_memory(network, *workspace, call);
   Forward<float> wrong = call;
   wrong.x.stride[1] += 4;
   expect_error("x with gaps", "x: expected a contiguous",
@@ -502,12 +653,12 @@ int main() {
         Case c = random_case(config, 4, 3, merge % 2, merge / 2 % 2);
         c.noise = noise;
         c.has_all = true;
-        check_both(c);
+        check_kinds(c);
         ++cases;
       }
     }
     for (const std::int64_t hidden : {1, 2, 15, 17, 33, 70}) {
-      for (int i = 0; alone && i < 24; ++i, ++cases) check_both(any_case(kind, hidden));
+      for (int i = 0; alone && i < 24; ++i, ++cases) check_kinds(any_case(kind, hidden));
     }
     for (int i = 0; i < 6; ++i, ++cases) {  // rows shared by threads
       Case c = any_case(kind, 11);
@@ -515,11 +666,20 @@ int main() {
       config.layer_norm = true;
       Case normed = random_case(config, 3, 2, i % 2, i % 3 == 0);
       normed.noise = c.noise;
-      check_both(normed, 2 + i % 3);
+      check_kinds(normed, 2 + i % 3);
     }
   }
-  std::printf(
-      "%d cases, %d checks, %d failures; largest error of float %.3f, of double %.3f of the tolerance\n",
-      cases, checks, failures, largest_error[0], largest_error[1]);
+  for (const StorageKind kind : {StorageKind::bf16, StorageKind::fp16, StorageKind::tf32}) {
+    // Less than this, and nothing was rounded.
+    if (!alone || largest_error[static_cast<int>(kind)] > 0.1) continue;
+    std::printf("FAILED %s: as exact as float32\n", name_of(kind));
+    ++failures;
+  }
+  std::printf("%d cases, %d checks, %d failures; largest errors, in units of the tolerance:", cases, checks,
+              failures);
+  for (int kind = 0; kind < static_cast<int>(StorageKind::count); ++kind) {
+    std::printf(" %s %.3f", name_of(static_cast<StorageKind>(kind)), largest_error[kind]);
+  }
+  std::printf("\n");
   return failures ? 1 : 0;
 }

@@ -17,7 +17,7 @@ import fastrnn.__main__
 import numpy as np
 import pytest
 from fastrnn import functional
-from fastrnn.bench import cli, machine, memory, report, runner, timing
+from fastrnn.bench import cli, cuda_peers, machine, memory, report, runner, timing
 from fastrnn.bench.peers import PEERS, Candidate, FastRNN, NumPy, Torch, missing_package
 from fastrnn.bench.problem import Problem, scaled_error
 from fastrnn.bench.results import Lengths, Memory, Regularised, Result, Run, groups
@@ -90,6 +90,116 @@ def test_gradients_agree(cell: str, T: int, layers: int, bidirectional: bool, dt
     # The second call's gradients are not added to the first's.
     for actual in (candidate.result(), candidate.result()):
         assert scaled_error(actual, expected) < 30 * np.finfo(dtype).eps
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand the processor in for a GPU; gets an entry whenever it is waited for."""
+    pytest.importorskip("torch")
+    waits: list[str] = []
+    monkeypatch.setattr(cuda_peers.CudaTorch, "device", "cpu")
+    monkeypatch.setattr(
+        cuda_peers.CudaTorch, "_wait", lambda self: partial(waits.append, self.name)
+    )
+    monkeypatch.setattr(cuda_peers, "missing", lambda device: None)
+    monkeypatch.setattr(cuda_peers, "memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(cuda_peers, "describe", lambda: {"gpu": "a GPU", "cudnn": 0})
+    return waits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("work", [[], ["--train"]])
+def test_peers_on_a_gpu(
+    dtype: str,
+    work: list[str],
+    gpu: list[str],
+    bench: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "run.json"
+    command = [*TINY, *work, "--device", "cuda", "--dtype", dtype, "--cell", "lstm", "gru"]
+    assert bench(*command, "--layers", "1", "2", "--json", str(file)) == 0
+    printed = capsys.readouterr().out
+    run = Run.load(file)
+    assert run.device == "cuda"
+    assert len(run.results) == 8
+    for entry in run.results:
+        assert set(entry.seconds) == {"fastrnn", "torch"}
+        assert not entry.peak
+        assert entry.memory is None
+    assert set(gpu) == {"fastrnn", "torch"}
+    assert "a GPU, " in printed
+    assert "peak" not in printed
+    assert "memory" not in printed
+    assert bench("--load", str(file)) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_tf32_is_allowed_where_it_is_asked_for(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def allowed() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = allowed()
+    for dtype, expected in (("tf32", ("high", True)), ("float32", ("highest", False))):
+        for train in (False, True):
+            shape = Shape("gru", T=2, B=2, I=3, H=3, dtype=dtype, train=train)
+            candidate = cuda_peers.CudaTorch(threads=1).candidate(Problem.create(shape))
+            with candidate.context():
+                assert allowed() == expected
+                assert torch.is_grad_enabled() == train
+            assert allowed() == before
+
+
+def test_suites_on_a_gpu(
+    gpu: list[str],
+    bench: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shape = Shape("gru", T=9, B=3, I=4, H=4, train=True)
+    large = Shape("lstm", T=9999, B=999, I=64, H=64, train=True)
+    monkeypatch.setitem(SUITES, "train", (shape, large))
+    monkeypatch.setitem(SUITES, "regularised", (shape,))
+    monkeypatch.setattr(cli, "LENGTHS", {("gru", 3, 9, 4)})
+    effort = ["--device", "cuda", "--seconds", "0.001", "--repeats", "2"]
+    assert bench("--suite", "train", *effort) == 0
+    printed = capsys.readouterr().out
+    assert "Our training step with rows of 1 to T steps" in printed
+    assert "Skipped LSTM B=999 T=9999 H=64: every engine needs about" in printed
+    assert bench("--suite", "regularised", *effort) == 0
+    assert "layer_norm=True" in capsys.readouterr().out
+
+
+def test_peers_of_a_cpu_do_not_run_on_a_gpu(
+    gpu: list[str], bench: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench(*TINY, "--device", "cuda", "--peers", "numpy")
+    assert "--peers: expected torch on a GPU, got numpy" in capsys.readouterr().err
+
+
+def test_without_a_gpu(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> int:
+        raise RuntimeError("device='cuda': expected a GPU, got none")
+
+    monkeypatch.setattr(functional, "cuda_device_count", none)
+    with pytest.raises(SystemExit) as exit_status:
+        bench(*TINY, "--device", "cuda")
+    assert exit_status.value.code == 2
+    assert "device='cuda': expected a GPU, got none" in capsys.readouterr().err
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(functional, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        bench(*TINY, "--device", "cuda")
+    assert "device='cuda': expected a torch that sees the GPU" in capsys.readouterr().err
 
 
 def test_run_keeps_every_round(
@@ -395,8 +505,10 @@ def test_plot(tmp_path: Path) -> None:
         (["--threads", "-1"], "--threads: expected an integer >= 1, got '-1'"),
         (["--seconds", "nan"], "--seconds: expected a number > 0, got 'nan'"),
         (["--repeats", "0"], "--repeats: expected an integer >= 1, got '0'"),
-        (["--device", "cuda"], "--device: invalid choice: 'cuda'"),
-        (["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
+        (["--device", "tpu"], "--device: invalid choice: 'tpu'"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["--dtype", "float16"], "--dtype: expected float32 or float64 on a CPU, got float16"),
+        (["--device", "cuda", "--plot", "run.png"], "--plot: expected --device cpu"),
         (["--json", "no/such/folder/run.json"], "--json: expected a file in an existing folder"),
         (["--suite", "latency", "--H", "7"], "--suite latency has no shape that matches"),
         (["--load", "no-such-file"], "--load: no-such-file is not a file that --json wrote"),

@@ -66,7 +66,8 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception], str]] = [
     ("dtype", "int32", ValueError, "expected float32 or float64, got 'int32'"),
     ("dtype", "float99", ValueError, "expected float32 or float64, got 'float99'"),
     ("dtype", None, ValueError, "expected float32 or float64, got None"),
-    ("device", "cuda", ValueError, "expected 'cpu' (this build has no CUDA), got 'cuda'"),
+    ("device", "gpu", ValueError, "expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got 'gpu'"),
+    ("allow_tf32", True, ValueError, "expected False but for device='cuda' and float32, got True"),
 ]
 BAD_OWN_ARGUMENTS: list[tuple[type[Layer], str, Any, type[Exception], str]] = [
     (fastrnn.RNN, "nonlinearity", "gelu", ValueError, "'tanh', 'relu', 'sigmoid', got 'gelu'"),

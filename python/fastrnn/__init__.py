@@ -13,7 +13,7 @@ from fastrnn.recurrent import GRU, LSTM, RNN
 from fastrnn.truncation import Window, tbptt
 
 if TYPE_CHECKING:
-    from fastrnn import callbacks, losses, metrics, optimizers
+    from fastrnn import callbacks, cuda, losses, metrics, optimizers
     from fastrnn.attention import Attention
     from fastrnn.autoencoders import (
         Autoencoder,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 # Whoever wants a layer that runs does not wait for the trainer: the rest is imported when it is
 # first asked for.
-_MODULES = ("callbacks", "losses", "metrics", "optimizers")
+_MODULES = ("callbacks", "cuda", "losses", "metrics", "optimizers")
 _HOMES = {
     "Attention": "attention",
     "History": "callbacks",
@@ -142,6 +142,7 @@ __all__ = [
     "Window",
     "__version__",
     "callbacks",
+    "cuda",
     "get_num_threads",
     "gradient_flow",
     "losses",

@@ -9,7 +9,7 @@ class _Config(TypedDict):
     isa: str
     isas: list[str]
     threads: int
-    cuda: bool
+    cuda: str
     compiler: str
 
 __version__: str
@@ -172,3 +172,79 @@ class Engine:
     def step(
         self, x: NDArray[np.floating[Any]], state: Any
     ) -> tuple[NDArray[np.floating[Any]], Any]: ...
+
+# Streams are cudaStream_t as ints, 0 the default one; addresses are of the device's memory.
+_Noise = tuple[float | bool, ...]
+_Stream = tuple[int, int]  # device, stream
+_Block = tuple[int, int]  # address, bytes
+
+def cuda_build() -> str: ...
+def cuda_device_count() -> int: ...
+def cuda_device_name(device: int) -> str: ...
+def cuda_device_of(address: int) -> int: ...
+def cuda_wait(device: int, stream: int) -> None: ...
+def cuda_wait_for(device: int, stream: int, other: int) -> None: ...
+
+class DeviceMemory:
+    def __init__(self, nbytes: int, device: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    def upload(self, array: NDArray[Any], offset: int = 0) -> None: ...
+    def download(self, array: NDArray[Any], offset: int = 0) -> None: ...
+    def zero(self) -> None: ...
+
+class CudaTape:
+    @property
+    def consumed(self) -> bool: ...
+
+class CudaEngine:
+    parameter_shapes: dict[str, tuple[int, ...]]
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        proj_size: int,
+        bias: bool,
+        merge: str,
+        residual: bool,
+        layer_norm: bool,
+        clip: float,
+        kind: str,
+    ) -> None: ...
+    def plans(
+        self, device: int, steps: int, batch: int, noise: _Noise, keep: bool
+    ) -> list[str]: ...
+    def forward_bytes(
+        self, steps: int, batch: int, noise: _Noise, lengths: bool, resets: bool, keep: bool
+    ) -> tuple[int, int]: ...
+    def forward(
+        self,
+        steps: int,
+        batch: int,
+        pointers: Sequence[int],
+        parameters: Sequence[int],
+        noise: _Noise,
+        seed: int,
+        stream: _Stream,
+        workspace: _Block,
+        tape: _Block | None,
+    ) -> CudaTape | None: ...
+    def backward_bytes(self, tape: CudaTape, retain: bool) -> int: ...
+    def backward(
+        self,
+        tape: CudaTape,
+        pointers: Sequence[int],
+        parameters: Sequence[int],
+        gradients: Sequence[int],
+        retain: bool,
+        stream: _Stream,
+        workspace: _Block,
+    ) -> None: ...

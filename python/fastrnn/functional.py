@@ -16,6 +16,9 @@ import numpy as np
 from fastrnn._core import (
     CELLS,
     MERGES,
+    CudaEngine,
+    CudaTape,
+    DeviceMemory,
     Engine,
     KeptSteps,
     Tape,
@@ -27,6 +30,12 @@ from fastrnn._core import (
     borrow_threads_of,
     common_bits,
     config,
+    cuda_build,
+    cuda_device_count,
+    cuda_device_name,
+    cuda_device_of,
+    cuda_wait,
+    cuda_wait_for,
     fma_peak,
     read_bandwidth,
     read_tensors_of,
@@ -55,6 +64,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CELLS",
     "MERGES",
+    "CudaEngine",
+    "CudaTape",
+    "DeviceMemory",
     "Engine",
     "KeptSteps",
     "Noise",
@@ -68,6 +80,12 @@ __all__ = [
     "borrow_threads_of",
     "common_bits",
     "config",
+    "cuda_build",
+    "cuda_device_count",
+    "cuda_device_name",
+    "cuda_device_of",
+    "cuda_wait",
+    "cuda_wait_for",
     "fma_peak",
     "forward",
     "get_num_threads",
@@ -79,6 +97,7 @@ __all__ = [
     "set_num_threads",
     "sgd",
     "show_config",
+    "step",
     "sum_of_squares",
     "view",
     "view_state",
@@ -149,6 +168,71 @@ def float_dtype(name: str, value: Any) -> np.dtype[np.floating[Any]]:
         if known.str == dtype:
             return known
     raise ValueError(f"{name}: expected float32 or float64, got {value!r}")
+
+
+def half_dtype(value: Any) -> np.dtype[Any] | None:
+    """Return float16, or the bfloat16 of the package ml_dtypes, if `value` names it; else None."""
+    if isinstance(value, str) and value == "bfloat16":
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            return None
+        value = bfloat16
+    dtype = None
+    if value is not None:
+        with contextlib.suppress(TypeError):
+            dtype = np.dtype(value)
+    known = dtype is not None and dtype.name in ("float16", "bfloat16") and dtype.isnative
+    return dtype if known else None
+
+
+def layer_dtype(name: str, value: Any, device: str) -> np.dtype[Any]:
+    """Return the type of a recurrent layer's arrays, or raise a ValueError.
+
+    Examples
+    --------
+    >>> layer_dtype("dtype", "float16", "cpu")
+    Traceback (most recent call last):
+    ValueError: dtype: expected float32 or float64, got 'float16' (device='cuda' takes it)
+    """
+    half = half_dtype(value)
+    if device != "cpu" and half is not None:
+        return half
+    try:
+        return float_dtype(name, value)
+    except ValueError as error:
+        if half is not None:
+            raise ValueError(f"{error} (device='cuda' takes it)") from None
+        if device == "cpu":
+            raise
+        missing = " (a bfloat16 needs the package ml_dtypes)" if value == "bfloat16" else ""
+        raise ValueError(
+            f"{name}: expected float32, float64, float16 or bfloat16, got {value!r}{missing}"
+        ) from None
+
+
+def device_number(name: str, value: Any) -> int | None:
+    """Return the number of a GPU that is there, None of the CPU, or raise an error.
+
+    Examples
+    --------
+    >>> device_number("device", "gpu")
+    Traceback (most recent call last):
+    ValueError: device: expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got 'gpu'
+    """
+    if isinstance(value, str) and value == "cpu":
+        return None
+    kind, colon, digits = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind != "cuda" or bool(colon) != (digits.isascii() and digits.isdigit()):
+        raise ValueError(
+            f"{name}: expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {value!r}"
+        )
+    count = cuda_device_count()
+    number = int(digits or 0)
+    if number >= count:
+        there = "one GPU, 'cuda:0'" if count == 1 else f"one of {count} GPUs, from 'cuda:0' on"
+        raise ValueError(f"{name}: expected {there}, got {value!r}")
+    return number
 
 
 def generator(name: str, seed: Any) -> np.random.Generator:
@@ -372,6 +456,23 @@ def forward(
     )
 
 
+def check(
+    engine: Engine,
+    x: SupportsArray,
+    state: Any,
+    lengths: ArrayLike | None,
+    resets: ArrayLike | None,
+    batch_first: bool,
+) -> None:
+    """Raise what `forward` would raise of these arguments."""
+    engine.check(*sequence(x, state, lengths, resets), batch_first)
+
+
+def step(engine: Engine, x: SupportsArray, state: Any) -> tuple[FloatArray, Any]:
+    """Run one step of a packed engine, on whatever NumPy can view."""
+    return engine.step(view("x", x), view_state(state))
+
+
 def backward(
     engine: Engine,
     tape: Tape,
@@ -481,7 +582,7 @@ def show_config() -> None:
         f"fastrnn {build['version']}\n"
         f"  instructions  {build['isa']} (usable here: {', '.join(build['isas'])})\n"
         f"  threads       {build['threads']}\n"
-        f"  CUDA          {'yes' if build['cuda'] else 'not in this build'}\n"
+        f"  CUDA          {'not in this build' if build['cuda'] == 'none' else build['cuda']}\n"
         f"  compiler      {build['compiler']}\n"
         f"  Python        {sys.version.split()[0]}, NumPy {np.__version__}"
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Self
 
+    from fastrnn import cuda_engine
     from fastrnn.functional import FloatArray, SupportsArray
     from fastrnn.layer import Shape
 
@@ -75,9 +76,14 @@ class Recurrent(Layer, Generic[State]):
     seed : int or numpy.random.Generator, optional
         Source of the initial parameters and of all masks; fresh entropy by default.
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
-        Type of parameters, inputs and outputs.
-    device : {"cpu"}, default "cpu"
-        Where the layer runs.
+        Type of parameters, inputs and outputs. On a GPU also ``numpy.float16`` and the
+        ``bfloat16`` of the package ml_dtypes, whose sums and cell states are float32.
+    device : str, default "cpu"
+        Where the layer runs: ``"cpu"``, ``"cuda"`` or, of several GPUs, such as ``"cuda:1"``; see
+        `fastrnn.cuda`.
+    allow_tf32 : bool, default False
+        Whether products of float32 on a GPU may round their operands to the 10 bits of TF32, which
+        is faster.
 
     Attributes
     ----------
@@ -101,6 +107,10 @@ class Recurrent(Layer, Generic[State]):
     neither on the number of threads nor on the machine, and `backward` draws them again instead of
     storing them. Probabilities may be changed between calls; what decides about parameters and
     equations may not.
+
+    On a GPU, `parameters` and their gradients remain NumPy arrays: parameters are copied there once
+    by `eval`, and in training mode by every call. Results lie where `x` lies. Sums are in the order
+    that the GPU's kernels have, so that a row's last bits may depend on its batch.
 
     References
     ----------
@@ -134,6 +144,8 @@ class Recurrent(Layer, Generic[State]):
         "input_dropout": 0.0,
         "zoneout": 0.0,
         "weight_drop": 0.0,
+        "device": "cpu",
+        "allow_tf32": False,
     }
     # These may change at any time, as may `zoneout` and `batch_first`.
     _PROBABILITIES: ClassVar[tuple[str, ...]] = (
@@ -144,7 +156,9 @@ class Recurrent(Layer, Generic[State]):
     )
     zoneout: float | tuple[float, float]
 
-    _engine: functional.Engine
+    # `functional`, or `cuda_engine`, which has the same functions.
+    _kernels: Any
+    _engine: functional.Engine | cuda_engine.Engine
     _step: Callable[[Any, Any], tuple[FloatArray, State]]
 
     def __init__(
@@ -171,8 +185,11 @@ class Recurrent(Layer, Generic[State]):
         seed: int | np.random.Generator | None,
         dtype: DTypeLike,
         device: str,
+        allow_tf32: bool,
     ) -> None:
         super().__init__()
+        functional.device_number("device", device)
+        self.device = device
         self._cell = cell
         self._clip = clip
         self.input_size = functional.integer("input_size", input_size, 1)
@@ -190,9 +207,13 @@ class Recurrent(Layer, Generic[State]):
         self.input_dropout = input_dropout
         self.zoneout = zoneout
         self.weight_drop = weight_drop
-        self.dtype = functional.float_dtype("dtype", dtype)
-        if device != "cpu":
-            raise ValueError(f"device: expected 'cpu' (this build has no CUDA), got {device!r}")
+        self.dtype = functional.layer_dtype("dtype", dtype, device)
+        self.allow_tf32 = functional.boolean("allow_tf32", allow_tf32)
+        if allow_tf32 and (device == "cpu" or self.dtype != np.float32):
+            raise ValueError(
+                "allow_tf32: expected False but for device='cuda' and float32, got True for"
+                f" device={device!r} and {self.dtype}"
+            )
         init = functional.choice("init", init, self._INITS)
         generator = functional.generator("seed", seed)
         if self.dropout and self.num_layers == 1:
@@ -202,9 +223,16 @@ class Recurrent(Layer, Generic[State]):
                 stacklevel=3,
             )
         self._start_engine()
-        self._parameters = initializers.initialize(
-            init, self._engine.parameter_shapes, self.hidden_size, generator, self.dtype
+        drawn = initializers.initialize(
+            init,
+            self._engine.parameter_shapes,
+            self.hidden_size,
+            generator,
+            np.dtype(np.float32) if self.dtype.itemsize == 2 else self.dtype,
         )
+        self._parameters = {
+            name: array.astype(self.dtype, copy=False) for name, array in drawn.items()
+        }
         self._mask_seed: int = int(generator.integers(2**62))
 
     @staticmethod
@@ -212,7 +240,7 @@ class Recurrent(Layer, Generic[State]):
         return functional.number("zoneout", given, 0, 1)
 
     def _start_engine(self) -> None:
-        self._engine = functional.Engine(
+        arguments = (
             self._cell,
             self.input_size,
             self.hidden_size,
@@ -224,8 +252,18 @@ class Recurrent(Layer, Generic[State]):
             self.residual,
             self.layer_norm,
             self._clip,
-            self.dtype.name,
         )
+        number = functional.device_number("device", self.device)
+        if number is None:
+            self._kernels = functional
+            self._engine = functional.Engine(*arguments, self.dtype.name)
+        else:
+            from fastrnn import cuda_engine
+
+            self._kernels = cuda_engine
+            self._engine = cuda_engine.Engine(
+                *arguments, dtype=self.dtype, device=number, allow_tf32=self.allow_tf32
+            )
         self._engine.set_zoneout(*self._zoneouts())
         self._step = self._engine.step
 
@@ -262,12 +300,14 @@ class Recurrent(Layer, Generic[State]):
         ----------
         x : array (T, B, I), (B, T, I) if `batch_first`, or (T, I)
             Input of the layer's dtype: an ndarray of any strides, a torch tensor on the CPU that
-            has no gradient (see its ``detach``), or anything else that NumPy can view.
+            has no gradient (see its ``detach``), or anything else that NumPy can view. A layer on a
+            GPU takes arrays of that GPU, too, and then returns such, see `fastrnn.cuda`.
         state : array (D·L, B, R), or a pair of them (h, c) for `LSTM`, optional
             Initial state, (D·L, R) for an input without batch; zero by default. c has H units.
         lengths : integers (B,), optional
             Valid steps of each row, 0 to T. Beyond them the output is 0; the final state is that
-            of the last valid step, and the reverse direction starts there.
+            of the last valid step, and the reverse direction starts there. Those on a GPU are
+            fetched and checked like others, which waits for it.
         resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
             Where a new sequence begins: the state is zeroed before the step is consumed.
         return_all_states : bool, default False
@@ -324,7 +364,7 @@ class Recurrent(Layer, Generic[State]):
         seed = self._mask_seed
         self._mask_seed += noise.is_random  # at once, for calls from several threads
         try:
-            return functional.forward(
+            return self._kernels.forward(
                 self._engine,
                 x,
                 state,
@@ -366,7 +406,7 @@ class Recurrent(Layer, Generic[State]):
         Traceback (most recent call last):
         ValueError: x: expected (T, B, 8) float32, got (5, 3, 7) float32
         """
-        self._engine.check(*functional.sequence(x, state, lengths, resets), self.batch_first)
+        self._kernels.check(self._engine, x, state, lengths, resets, self.batch_first)
 
     def forward(
         self,
@@ -383,7 +423,9 @@ class Recurrent(Layer, Generic[State]):
         ----------
         x, state, lengths, resets, return_all_states
             As in a call of the layer. The tape refers to a contiguous `x` and copies any other:
-            leave it unchanged until `backward`, which raises where it is not.
+            leave it unchanged until `backward`, which raises where it is not. On a GPU the tape
+            has copies of the parameters and of what came from the host; an `x` on the GPU is to be
+            left unchanged, which nobody checks.
 
         Returns
         -------
@@ -400,8 +442,8 @@ class Recurrent(Layer, Generic[State]):
 
         Notes
         -----
-        Bit for bit the result of a call. In training mode all that is random is on, with the same
-        masks in `backward`.
+        On the CPU, bit for bit the result of a call. In training mode all that is random is on,
+        with the same masks in `backward`.
 
         Examples
         --------
@@ -461,7 +503,8 @@ class Recurrent(Layer, Generic[State]):
         ValueError, TypeError
             If a gradient does not fit; if the tape is another layer's or consumed.
         RuntimeError
-            If a parameter or the input changed since `forward`; the tape is then still open.
+            If a parameter or the input changed since `forward`; the tape is then still open. (Not
+            on a GPU, where gradients are those of the parameters that `forward` had.)
 
         Notes
         -----
@@ -488,7 +531,7 @@ class Recurrent(Layer, Generic[State]):
         Traceback (most recent call last):
         ValueError: tape: expected one that is open, got one that backward consumed (see retain)
         """
-        grad_input, grad_initial, gradients = functional.backward(
+        grad_input, grad_initial, gradients = self._kernels.backward(
             self._engine,
             tape,
             self._parameters.values(),
@@ -530,7 +573,7 @@ class Recurrent(Layer, Generic[State]):
         if self._training:
             self._pack()
         if type(x) is not ndarray:
-            return self._step(functional.view("x", x), functional.view_state(state))
+            return self._kernels.step(self._engine, x, state)  # type: ignore[no-any-return]
         return self._step(x, state)
 
     @property
@@ -622,7 +665,7 @@ class Recurrent(Layer, Generic[State]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_engine"], state["_step"]  # made anew
+        del state["_engine"], state["_kernels"], state["_step"]  # made anew
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -646,7 +689,7 @@ class RNN(Recurrent[ndarray[Any, Any]]):
         The function f.
     merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
         As in `fastrnn.recurrent.Recurrent`.
-    seed, dtype, device
+    seed, dtype, device, allow_tf32
         As in `fastrnn.recurrent.Recurrent`.
     init : {"torch", "glorot", "he", "orthogonal", "identity"}, default "torch"
         How parameters start. ``"identity"`` with ``nonlinearity="relu"`` is the IRNN of [1]_.
@@ -688,6 +731,7 @@ class RNN(Recurrent[ndarray[Any, Any]]):
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
         device: str = "cpu",
+        allow_tf32: bool = False,
     ) -> None:
         self.nonlinearity = functional.choice(
             "nonlinearity", nonlinearity, ("tanh", "relu", "sigmoid")
@@ -712,6 +756,7 @@ class RNN(Recurrent[ndarray[Any, Any]]):
             seed=seed,
             dtype=dtype,
             device=device,
+            allow_tf32=allow_tf32,
         )
 
 
@@ -730,7 +775,7 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         Projected units P < H, 0 for no projection: h_t = W_hr·(o * tanh(c_t)) [3]_.
     merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
         As in `fastrnn.recurrent.Recurrent`.
-    init, seed, dtype, device
+    init, seed, dtype, device, allow_tf32
         As in `fastrnn.recurrent.Recurrent`.
     peephole : bool, default False
         Whether the gates see the cell [2]_: i and f see c_{t-1}, o sees c_t. Adds the parameters
@@ -788,11 +833,13 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
         device: str = "cpu",
+        allow_tf32: bool = False,
     ) -> None:
         self.peephole = functional.boolean("peephole", peephole)
         self.coupled = functional.boolean("coupled", coupled)
         self.clip = None if clip is None else functional.number("clip", clip)
-        least = float(np.finfo(functional.float_dtype("dtype", dtype)).tiny)
+        double = functional.layer_dtype("dtype", dtype, device) == np.float64
+        least = float(np.finfo(np.float64 if double else np.float32).tiny)
         if self.clip is not None and self.clip < least:
             raise ValueError(f"clip: expected a number > 0, got {clip}")
         super().__init__(
@@ -817,10 +864,13 @@ class LSTM(Recurrent[tuple[ndarray[Any, Any], ndarray[Any, Any]]]):
             seed=seed,
             dtype=dtype,
             device=device,
+            allow_tf32=allow_tf32,
         )
         if forget_bias is not None:
             forget_bias = functional.number("forget_bias", forget_bias)
-            if abs(forget_bias) > float(np.finfo(self.dtype).max):
+            with np.errstate(over="ignore"):
+                rounded = np.array(forget_bias).astype(self.dtype)
+            if np.isinf(rounded):
                 raise ValueError(f"forget_bias: expected a finite {self.dtype}, got {forget_bias}")
             if not self.bias:
                 raise ValueError(f"forget_bias: expected None for bias=False, got {forget_bias}")
@@ -857,7 +907,7 @@ class GRU(Recurrent[ndarray[Any, Any]]):
         As in `fastrnn.recurrent.Recurrent`.
     merge, residual, layer_norm, recurrent_dropout, input_dropout, zoneout, weight_drop
         As in `fastrnn.recurrent.Recurrent`.
-    init, seed, dtype, device
+    init, seed, dtype, device, allow_tf32
         As in `fastrnn.recurrent.Recurrent`.
     reset_after : bool, default True
         Whether r acts after the product with W_hn, as in torch. False is the original unit,
@@ -899,6 +949,7 @@ class GRU(Recurrent[ndarray[Any, Any]]):
         seed: int | np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
         device: str = "cpu",
+        allow_tf32: bool = False,
     ) -> None:
         self.reset_after = functional.boolean("reset_after", reset_after)
         super().__init__(
@@ -921,6 +972,7 @@ class GRU(Recurrent[ndarray[Any, Any]]):
             seed=seed,
             dtype=dtype,
             device=device,
+            allow_tf32=allow_tf32,
         )
 
 

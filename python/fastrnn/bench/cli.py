@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fastrnn
-from fastrnn.bench import machine, report, runner
+from fastrnn.bench import cuda_peers, machine, report, runner
+from fastrnn.bench.cuda_peers import DEVICES, PEERS_ON
 from fastrnn.bench.peers import PEERS, missing_package
 from fastrnn.bench.results import Run
-from fastrnn.bench.suites import DTYPES, GATES, LENGTHS, SUITES, Shape
+from fastrnn.bench.suites import CPU_DTYPES, DTYPES, GATES, LENGTHS, SUITES, Shape
 
 DESCRIPTION = (
     "Compare the forward pass, or with --train a training step, with every engine that is "
@@ -67,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shapes.add_argument("--bidirectional", action="store_true")
     shapes.add_argument(
-        "--dtype", choices=DTYPES, nargs="+", action="extend", help="default: float32"
+        "--dtype",
+        choices=DTYPES,
+        nargs="+",
+        action="extend",
+        help="default: float32, without TF32; what is not float32 or float64 needs --device cuda",
     )
 
     method = parser.add_argument_group("measurement")
@@ -85,7 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=fastrnn.get_num_threads(),
         help="of every engine (default: %(default)s)",
     )
-    method.add_argument("--device", choices=["cpu"], default="cpu")
+    method.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="cuda: fastrnn.torch against torch.nn on the first NVIDIA GPU (default: cpu)",
+    )
     method.add_argument(
         "--seconds",
         type=_positive_float,
@@ -115,6 +125,8 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.error(f"--plot: matplotlib is not installed: {_EXTRA}")
     if options.plot and options.plot.suffix not in _PICTURES:
         parser.error(f"--plot: expected a name in {', '.join(_PICTURES)}, got {options.plot}")
+    if options.plot and options.device != "cpu":
+        parser.error("--plot: expected --device cpu, whose roofs are measured")
     if options.load:
         finished, status = _load(parser, options.load), 0
     else:
@@ -122,7 +134,7 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     print(f"\n{report.summary(finished)}")
     if options.json:
         finished.save(options.json)
-    if options.plot and finished.results:
+    if options.plot and any(result.peak for result in finished.results):
         from fastrnn.bench import plot
 
         plot.save(finished, options.plot)
@@ -166,31 +178,43 @@ def select_shapes(options: argparse.Namespace) -> list[Shape]:
 
 
 def _select_peers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    peers = PEERS_ON[options.device]
     for name in options.peers or []:
+        if name not in peers:
+            parser.error(f"--peers: expected {', '.join(peers)} on a GPU, got {name}")
         if package := missing_package(name):
             parser.error(f"--peers: {name} needs {package}, which is not installed: {_EXTRA}")
     if options.suite == "regularised":
         return []
     if options.peers:
         return list(dict.fromkeys(options.peers))
-    installed = [name for name in PEERS if missing_package(name) is None]
-    if options.suite in _LARGE_SUITES and len(installed) > 1:
+    installed = [name for name in peers if missing_package(name) is None]
+    if options.suite in _LARGE_SUITES and "numpy" in installed[:-1]:
         installed.remove("numpy")
     return installed
 
 
+def _check_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for dtype in options.dtype or []:
+        if options.device == "cpu" and dtype not in CPU_DTYPES:
+            parser.error(f"--dtype: expected {' or '.join(CPU_DTYPES)} on a CPU, got {dtype}")
+    if reason := cuda_peers.missing(options.device):
+        parser.error(reason)
+
+
 def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[Run, int]:
     """Return a new run, as far as it came, and the exit code."""
+    _check_device(parser, options)
     peers = _select_peers(parser, options)
     shapes = select_shapes(options)
     if not shapes:
         parser.error(f"--suite {options.suite or 'quick'} has no shape that matches")
-    current = Run(machine.describe(options.threads, peers))
+    current = Run(machine.describe(options.threads, peers, options.device))
     print(report.heading(current.environment), end="\n\n")
     try:
         if options.suite:
-            shapes = runner.drop_large(current, shapes, options.threads)
-        effort = (options.threads, options.seconds, options.repeats)
+            shapes = runner.drop_large(current, shapes, options.threads, options.device)
+        effort = (options.threads, options.seconds, options.repeats, options.device)
         if options.suite == "regularised":
             runner.measure_regularised(current, shapes, *effort)
         else:
@@ -219,7 +243,8 @@ def _load(parser: argparse.ArgumentParser, path: Path) -> Run:
         for entry in finished.regularised:
             print(options.rows(entry))
     else:
-        table = report.Table([result.shape for result in finished.results], finished.peers)
+        shapes = [result.shape for result in finished.results]
+        table = report.Table(shapes, finished.peers, finished.device)
         print(table.head())
         for result in finished.results:
             print(table.row(result))

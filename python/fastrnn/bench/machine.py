@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn import functional
-from fastrnn.bench.peers import PEERS
+from fastrnn.bench import cuda_peers
+from fastrnn.bench.cuda_peers import PEERS_ON, SUBJECTS
 
 
-def describe(threads: int, peers: Sequence[str]) -> dict[str, Any]:
+def describe(threads: int, peers: Sequence[str], device: str = "cpu") -> dict[str, Any]:
     """Collect what someone else needs to know to repeat the run."""
-    packages = {"numpy", *(package for peer in peers for package in PEERS[peer].requires)}
+    engines = [SUBJECTS[device], *(PEERS_ON[device][peer] for peer in peers)]
+    packages = {"numpy", *(package for engine in engines for package in engine.requires)}
     return {
+        "device": device,
+        **({} if device == "cpu" else cuda_peers.describe()),
         "config": functional.config(),
         "threads": threads,
         "cpu": cpu_name(),

@@ -16,7 +16,7 @@ def forward(problem: Problem) -> list[Array]:
         outputs = []
         for direction, suffix in enumerate(("", "_reverse")[: shape.directions]):
             if problem.state is None:
-                zeros = np.zeros((shape.B, shape.H), shape.dtype)
+                zeros = np.zeros((shape.B, shape.H), shape.array_dtype)
                 state = [zeros for _ in STATES[shape.cell]]
             else:
                 state = [part[layer] for part in problem.state]

@@ -39,12 +39,15 @@ class Candidate:
         and those of the parameters in the order of ``problem.weights``. Not timed.
     context : callable
         Makes the context that the calls run in; entered once for many calls.
+    wait : callable, optional
+        Waits for what the calls have queued, on a GPU.
     """
 
     name: str
     call: Callable[[], Any]
     arrays: Callable[[Any], list[Array]]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    wait: Callable[[], Any] | None = None
 
     def result(self) -> list[Array]:
         """Run once and return the arrays."""
@@ -143,6 +146,7 @@ class Torch(Peer):
     name = "torch"
     requires = ("torch",)
     trains = True
+    device: ClassVar[str] = "cpu"
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -151,53 +155,99 @@ class Torch(Peer):
         torch.set_num_threads(threads)
 
     def candidate(self, problem: Problem) -> Candidate:
-        import torch
-
         if problem.shape.train:
-            return self._training_step(problem)
+            return self._training_step(problem, self._filled_module(problem))
         shape = problem.shape
-        layer_class = shape.cell.upper()
-        dtype = getattr(torch, shape.dtype)
-        weights = {name: torch.from_numpy(value) for name, value in problem.weights.items()}
-        x = torch.from_numpy(problem.x)
-        state = [torch.from_numpy(part) for part in problem.state or ()]
+        x = self._tensor(problem.x, shape)
+        state = [self._tensor(part, shape) for part in problem.state or ()]
         if shape.step and shape.layers == 1:
             # nn.LSTMCell needs a quarter of nn.LSTM's time for one step (a twentieth at H = 512,
             # where nn.LSTM reorders the weights for oneDNN in every call).
-            module = getattr(torch.nn, f"{layer_class}Cell")(shape.I, shape.H, dtype=dtype)
-            weights = {name.removesuffix("_l0"): value for name, value in weights.items()}
+            module = self._filled_module(problem, cell=True)
             call = partial(module, x, _as_state([part[0] for part in state]))
             arrays: Callable[[Any], list[Array]] = _cell_arrays
         else:
-            module = _torch_module(shape)
+            module = self._filled_module(problem)
             call = partial(module, x[None], _as_state(state)) if state else partial(module, x)
             arrays = _step_arrays if state else _flat
-        module.load_state_dict(weights)
         module.eval()
-        return Candidate(self.name, call, arrays, torch.inference_mode)
+        return self._candidate(problem, call, lambda result: arrays(_on_host(result)))
 
-    def _training_step(self, problem: Problem) -> Candidate:
+    def _candidate(
+        self, problem: Problem, call: Callable[[], Any], arrays: Callable[[Any], list[Array]]
+    ) -> Candidate:
+        return Candidate(self.name, call, arrays, partial(self._mode, problem), self._wait())
+
+    def _mode(self, problem: Problem) -> Any:
+        """Make the context that calls run in."""
         import torch
 
-        module = _torch_module(problem.shape)
-        module.load_state_dict({k: torch.from_numpy(v) for k, v in problem.weights.items()})
+        return torch.enable_grad() if problem.shape.train else torch.inference_mode()
+
+    def _wait(self) -> Any:
+        """Return what waits for the device."""
+        return None
+
+    def _library(self) -> Any:
+        """Return the module that has the classes."""
+        import torch
+
+        return torch.nn
+
+    def _tensor(self, array: Any, shape: Shape) -> Any:
+        import torch
+
+        return torch.from_numpy(array).to(self.device, _torch_dtype(shape))
+
+    def _module(self, shape: Shape, **options: Any) -> Any:
+        return getattr(self._library(), shape.cell.upper())(
+            shape.I,
+            shape.H,
+            shape.layers,
+            bidirectional=shape.bidirectional,
+            dtype=_torch_dtype(shape),
+            device=self.device,
+            **options,
+        )
+
+    def _filled_module(self, problem: Problem, cell: bool = False) -> Any:
+        shape = problem.shape
+        weights = {name: self._tensor(value, shape) for name, value in problem.weights.items()}
+        if cell:
+            kind = getattr(self._library(), f"{shape.cell.upper()}Cell")
+            module = kind(shape.I, shape.H, dtype=_torch_dtype(shape), device=self.device)
+            weights = {name.removesuffix("_l0"): value for name, value in weights.items()}
+        else:
+            module = self._module(shape)
+        module.load_state_dict(weights)
+        return module
+
+    def _training_step(
+        self, problem: Problem, module: Any, lengths: Array | None = None
+    ) -> Candidate:
+        import torch
+
         module.train()
         parameters = dict(module.named_parameters())
-        x = torch.from_numpy(problem.x).requires_grad_()
-        leaves = [x, *(parameters[name] for name in problem.weights)]
-        grad_output = torch.from_numpy(problem.grad_output)
+        x = self._tensor(problem.x, problem.shape).requires_grad_()
+        leaves = [x, *parameters.values()]
+        grad_output = self._tensor(problem.grad_output, problem.shape)
+        options: dict[str, Any] = {}
+        if lengths is not None:
+            options["lengths"] = torch.from_numpy(lengths).to(self.device)
 
         def call() -> Any:
             for leaf in leaves:  # as zero_grad does: new gradients, not sums
                 leaf.grad = None
-            output, _ = module(x)
+            output, _ = module(x, **options)
             output.backward(grad_output)
             return output
 
         def arrays(output: Any) -> list[Array]:
-            return [output.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)]
+            gradients = [x.grad, *(parameters[name].grad for name in problem.weights)]
+            return [_on_host(part) for part in (output, *gradients)]
 
-        return Candidate(self.name, call, arrays, torch.enable_grad)
+        return self._candidate(problem, call, arrays)
 
 
 class OnnxRuntime(Peer):
@@ -246,16 +296,18 @@ def _filled_layer(problem: Problem) -> Any:
     return layer
 
 
-def _torch_module(shape: Shape) -> Any:
+def _torch_dtype(shape: Shape) -> Any:
     import torch
 
-    return getattr(torch.nn, shape.cell.upper())(
-        shape.I,
-        shape.H,
-        shape.layers,
-        bidirectional=shape.bidirectional,
-        dtype=getattr(torch, shape.dtype),
-    )
+    return getattr(torch, "float32" if shape.dtype == "tf32" else shape.dtype)
+
+
+def _on_host(result: Any) -> Any:
+    """Return arrays for tensors, also of types that NumPy does not have."""
+    if isinstance(result, tuple):
+        return tuple(map(_on_host, result))
+    tensor = result.detach().cpu()
+    return (tensor.float() if tensor.element_size() == 2 else tensor).numpy()
 
 
 def _as_state(parts: Sequence[Any]) -> Any:

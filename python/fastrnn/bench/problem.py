@@ -47,17 +47,18 @@ class Problem:
         """Take the weights of a new layer and a random input, the same in every run."""
         generator = np.random.default_rng(0)
         weights = new_layer(shape).state_dict()
-        x = generator.standard_normal((shape.T, shape.B, shape.I)).astype(shape.dtype)
+        x = generator.standard_normal((shape.T, shape.B, shape.I)).astype(shape.array_dtype)
         if shape.train:
             width = shape.directions * shape.H
-            grad_output = generator.standard_normal((shape.T, shape.B, width)).astype(shape.dtype)
+            grad_output = generator.standard_normal((shape.T, shape.B, width))
+            grad_output = grad_output.astype(shape.array_dtype)
             return cls(shape, weights, x, None, grad_output)
         if not shape.step:
             return cls(shape, weights, x, None)
         # Not zeros: a wrong use of W_hh or of the state must show in the outputs.
         size = (shape.layers, shape.B, shape.H)
         state = tuple(
-            generator.uniform(-1.0, 1.0, size).astype(shape.dtype) for _ in STATES[shape.cell]
+            generator.uniform(-1.0, 1.0, size).astype(shape.array_dtype) for _ in STATES[shape.cell]
         )
         return cls(shape, weights, x[0], state)
 
@@ -69,7 +70,7 @@ def new_layer(shape: Shape, **options: Any) -> Any:
         shape.H,
         shape.layers,
         bidirectional=shape.bidirectional,
-        dtype=np.dtype(shape.dtype),
+        dtype=np.dtype(shape.array_dtype),
         seed=0,
         **options,
     )

@@ -21,9 +21,10 @@ def heading(environment: dict[str, Any]) -> str:
     """Say which software ran where."""
     config = environment["config"]
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    gpu = f"{environment['gpu']}, " if "gpu" in environment else ""
     return (
         f"fastrnn {config['version']} ({config['isa']}), {environment['threads']} thread(s), "
-        f"{environment['cpu']}, {environment['platform']}, {environment['date']}\n"
+        f"{gpu}{environment['cpu']}, {environment['platform']}, {environment['date']}\n"
         f"Python {environment['python']}, {packages}"
     )
 
@@ -71,16 +72,22 @@ class Table(_Columns):
         All that may come.
     peers : sequence of str
         One column of times for each.
+    device : str
+        Of a GPU neither roofs nor memory are measured.
 
     Training steps have a column more, for their memory.
     """
 
-    def __init__(self, shapes: Sequence[Shape], peers: Sequence[str]) -> None:
+    def __init__(self, shapes: Sequence[Shape], peers: Sequence[str], device: str = "cpu") -> None:
         self._engines = [SUBJECT, *peers]
-        titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s", "peak", "roof"]
+        titles = ["cell", "shape", *self._engines, "±", "ratio", "", "GFLOP/s"]
         widths = [4, _label_width(shapes), *(max(9, len(engine)) for engine in self._engines)]
-        widths += [4, 21, 6, 7, 5, 5]
-        self._memory = any(shape.train for shape in shapes)
+        widths += [4, 21, 6, 7]
+        self._roofs = device == "cpu"
+        if self._roofs:
+            titles += ["peak", "roof"]
+            widths += [5, 5]
+        self._memory = self._roofs and any(shape.train for shape in shapes)
         if self._memory:
             titles.append("memory")
             widths.append(6)
@@ -101,9 +108,9 @@ class Table(_Columns):
             "-" if ratio is None else ratio_text(ratio),
             "slower" if ratio is not None and ratio.median < 1 else "",
             f"{result.flop_rate / 1e9:.1f}",
-            f"{result.peak_fraction:.1%}",
-            f"{result.roof_fraction:.1%}",
         ]
+        if self._roofs:
+            cells += [f"{result.peak_fraction:.1%}", f"{result.roof_fraction:.1%}"]
         if self._memory:
             cells.append("-" if result.memory is None else f"{result.memory.ratio:.2f}")
         return self._join(cells)
@@ -162,6 +169,7 @@ def summary(run: Run) -> str:
         lines += ["", *_lengths(run.lengths)]
     if run.results:
         lines.append("")
+    if any(result.peak for result in run.results):
         peak = Interval.of(peak / 1e9 for result in run.results for peak in result.peak)
         lines.append(
             f"FMA peak {peak.median:.0f} GFLOP/s, quartiles {peak.low:.0f} and {peak.high:.0f}."
@@ -183,6 +191,11 @@ def _explanation(run: Run) -> list[str]:
     lines = [
         "Times are medians of interleaved rounds; ±: half the interquartile range of ours.",
         "ratio: the fastest peer's time / ours, with quartiles; above 1 where we are faster.",
+    ]
+    if run.device != "cpu":
+        lines.append("fastrnn: its modules for torch, with tensors and weights on the GPU.")
+        return [*lines, *([_TRAINING_STEP] if _trained(run) else [])]
+    lines += [
         "peak: fraction of the FMA rate measured between rounds. roof: fraction of the roofline",
         "bound, that rate or, if slower, reading the weights from the cache they fit in.",
     ]

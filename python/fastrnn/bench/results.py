@@ -64,9 +64,9 @@ class Result:
     errors : dict of str to float
         Largest scaled difference between each peer's outputs and ours.
     peak : list of float
-        Measured FMA rate of the machine, FLOP/s.
+        Measured FMA rate of the machine, FLOP/s; none of a GPU.
     bandwidth : list of float
-        Measured rate of reading ``shape.bytes_reused`` again and again, B/s.
+        Measured rate of reading ``shape.bytes_reused`` again and again, B/s; likewise.
     memory : Memory or None
         Of a training step, where it could be measured.
     """
@@ -241,6 +241,11 @@ class Run:
         """Every peer that has a result."""
         engines = dict.fromkeys(engine for result in self.results for engine in result.seconds)
         return [engine for engine in engines if engine != SUBJECT]
+
+    @property
+    def device(self) -> str:
+        """What was measured on; files from before there was a choice do not say."""
+        return str(self.environment.get("device", "cpu"))
 
     @property
     def work(self) -> str:

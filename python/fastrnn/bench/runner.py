@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from fastrnn import functional
-from fastrnn.bench import machine, memory, report
-from fastrnn.bench.peers import PEERS, Candidate, FastRNN, Peer
+from fastrnn.bench import cuda_peers, machine, memory, report
+from fastrnn.bench.cuda_peers import PEERS_ON, SUBJECTS
+from fastrnn.bench.peers import Candidate, Peer
 from fastrnn.bench.problem import Problem, scaled_error
 from fastrnn.bench.results import Lengths, Memory, Regularised, Result, Run
 from fastrnn.bench.suites import Shape, regularised_options
 from fastrnn.bench.timing import measure
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 0.1}
 """Scaled difference from which on results count as different.
 
 Wide enough for approximate activations, and for gradients that are sums over T·B rows: those of the
-training suite are within 6e-6 of PyTorch's. A wrong gate order, state or bias is far above.
+training suite are within 6e-6 of PyTorch's in float32. Types of fewer bits have some thirty times
+their unit of rounding. A wrong gate order, state or bias is far above.
 """
 
 _PROBE_SECONDS = 0.01
@@ -33,10 +35,13 @@ class DisagreementError(Exception):
     """A peer computed something else than fastrnn."""
 
 
-def drop_large(run: Run, shapes: Sequence[Shape], threads: int) -> list[Shape]:
+def drop_large(run: Run, shapes: Sequence[Shape], threads: int, device: str = "cpu") -> list[Shape]:
     """Leave out shapes that this machine is too slow or too small for, and note which."""
-    peak = functional.fma_peak("float32", threads, 10 * _PROBE_SECONDS)
-    available = machine.memory_bytes()
+    if device == "cpu":
+        peak = functional.fma_peak("float32", threads, 10 * _PROBE_SECONDS)
+        available = machine.memory_bytes()
+    else:
+        peak, available = float("inf"), cuda_peers.memory_bytes()
     kept = []
     for shape in shapes:
         seconds, size = shape.flops / peak, shape.bytes_held
@@ -58,6 +63,7 @@ def measure_shapes(
     threads: int,
     seconds: float,
     repeats: int,
+    device: str = "cpu",
 ) -> None:
     """Measure `shapes` and add them to `run`.
 
@@ -68,33 +74,35 @@ def measure_shapes(
     shapes : sequence of Shape
         At least one.
     peers : sequence of str
-        Keys of `PEERS`.
+        Keys of `PEERS_ON[device]`.
     threads : int
         For every engine.
     seconds, repeats : float, int
         See `fastrnn.bench.timing.measure`.
+    device : str
+        Of every engine.
 
     Raises
     ------
     DisagreementError
         Before the shape is timed.
     """
-    engines: list[Peer] = [FastRNN(threads)]
-    for engine in [PEERS[name](threads) for name in peers]:
+    engines: list[Peer] = [SUBJECTS[device](threads)]
+    for engine in [PEERS_ON[device][name](threads) for name in peers]:
         reasons = [engine.unsupported(shape) for shape in shapes]
         for reason in filter(None, reasons):
             run.note(f"No times of {engine.name}: {reason}.")
         if None in reasons:
             engines.append(engine)
-    table = report.Table(shapes, [engine.name for engine in engines[1:]])
+    table = report.Table(shapes, [engine.name for engine in engines[1:]], device)
     progress = report.Progress(len(shapes))
     print(table.head())
     try:
         for done, shape in enumerate(shapes):
             progress.show(done, f"{shape.cell.upper()} {shape.label}")
             able = [engine for engine in engines if engine.unsupported(shape) is None]
-            result = _measure_shape(shape, able, threads, seconds, repeats)
-            if shape.train:
+            result = _measure_shape(shape, able, threads, seconds, repeats, device)
+            if shape.train and device == "cpu":
                 result = dataclasses.replace(result, memory=_measure_memory(run, shape, threads))
             run.results.append(result)
             progress.clear()
@@ -104,19 +112,28 @@ def measure_shapes(
 
 
 def _measure_shape(
-    shape: Shape, engines: Sequence[Peer], threads: int, seconds: float, repeats: int
+    shape: Shape,
+    engines: Sequence[Peer],
+    threads: int,
+    seconds: float,
+    repeats: int,
+    device: str,
 ) -> Result:
     problem = Problem.create(shape)
     candidates = [engine.candidate(problem) for engine in engines]
     errors = _check_agreement(shape, candidates)
+    probes = _probes(shape, threads) if device == "cpu" else {}
+    measured = measure(candidates, probes, seconds, repeats)
+    peak, bandwidth = (measured.probes.get(name, []) for name in ("peak", "bandwidth"))
+    return Result(shape, measured.seconds, measured.calls, errors, peak, bandwidth)
+
+
+def _probes(shape: Shape, threads: int) -> dict[str, Callable[[], float]]:
     block = max(_LEAST_BLOCK, shape.bytes_reused // threads)
-    probes = {
+    return {
         "peak": partial(functional.fma_peak, shape.dtype, threads, _PROBE_SECONDS),
         "bandwidth": partial(functional.read_bandwidth, block, threads, _PROBE_SECONDS),
     }
-    measured = measure(candidates, probes, seconds, repeats)
-    rates = (measured.probes["peak"], measured.probes["bandwidth"])
-    return Result(shape, measured.seconds, measured.calls, errors, *rates)
 
 
 def _measure_memory(run: Run, shape: Shape, threads: int) -> Memory | None:
@@ -128,14 +145,19 @@ def _measure_memory(run: Run, shape: Shape, threads: int) -> Memory | None:
 
 
 def measure_lengths(
-    run: Run, shapes: Sequence[Shape], threads: int, seconds: float, repeats: int
+    run: Run,
+    shapes: Sequence[Shape],
+    threads: int,
+    seconds: float,
+    repeats: int,
+    device: str = "cpu",
 ) -> None:
     """Measure what our training step gains from rows of different lengths, and add it to `run`.
 
     Their lengths are drawn uniformly from 1 to T; the other candidate is the same call without
     them. The parameters are those of `measure_shapes`.
     """
-    engine = FastRNN(threads)
+    engine = SUBJECTS[device](threads)
     progress = report.Progress(len(shapes))
     try:
         for done, shape in enumerate(shapes):
@@ -154,7 +176,12 @@ def measure_lengths(
 
 
 def measure_regularised(
-    run: Run, shapes: Sequence[Shape], threads: int, seconds: float, repeats: int
+    run: Run,
+    shapes: Sequence[Shape],
+    threads: int,
+    seconds: float,
+    repeats: int,
+    device: str = "cpu",
 ) -> None:
     """Measure what regularising options add to our training step, and add it to `run`.
 
@@ -165,7 +192,7 @@ def measure_regularised(
         "No times of peers: torch has no such cells, numpy and onnxruntime have the forward pass "
         "only."
     )
-    engine = FastRNN(threads)
+    engine = SUBJECTS[device](threads)
     table = report.RegularisedTable(shapes)
     progress = report.Progress(len(shapes))
     print(table.head())

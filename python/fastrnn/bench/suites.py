@@ -14,8 +14,10 @@ _SLOTS = {"lstm": 4, "gru": 4, "rnn": 1}  # kept of each unit: gates, and W_hn·
 # A training step has three products for each one of the forward pass: that product, the gradient of
 # its input or state, and the gradient of its weights.
 _TRAINING = 3
-DTYPES = {"float32": 4, "float64": 8}
-"""Names of the element types, and their bytes."""
+DTYPES = {"float32": 4, "float64": 8, "tf32": 4, "float16": 2, "bfloat16": 2}
+"""Names of the element types, and their bytes; tf32 is float32 whose products may be shorter."""
+
+CPU_DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Shape:
     def directions(self) -> int:
         """D."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def array_dtype(self) -> str:
+        """Type of the arrays that a problem is drawn in: engines round them to ``dtype``."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def label(self) -> str:

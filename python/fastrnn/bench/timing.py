@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
 
 from fastrnn.bench.peers import Candidate
 
@@ -57,24 +56,26 @@ def settle() -> None:
             return
 
 
-def warm(call: Callable[[], Any]) -> None:
+def warm(candidate: Candidate) -> None:
     """Call at least once, and for a few milliseconds.
 
     This refills the caches and wakes the threads. The scheduler may wake two threads on one core
     and part them a tick or more later: calls of 60 µs were seen to take 4 ms to 90 ms until then.
     """
     deadline = time.perf_counter() + _WARM
-    call()
+    time_calls(candidate, 1)
     while time.perf_counter() < deadline:
-        call()
+        time_calls(candidate, 1)
 
 
-def time_calls(call: Callable[[], Any], count: int) -> float:
-    """Seconds for `count` calls in a row."""
-    turns = repeat(None, count)
+def time_calls(candidate: Candidate, count: int) -> float:
+    """Seconds for `count` calls in a row, until what they queued is done."""
+    call, turns = candidate.call, repeat(None, count)
     start = time.perf_counter()
     for _ in turns:
         call()
+    if candidate.wait is not None:
+        candidate.wait()
     return time.perf_counter() - start
 
 
@@ -82,9 +83,9 @@ def calibrate(candidate: Candidate, batch: float) -> tuple[int, float]:
     """How many calls fill `batch` seconds, at least one, and the seconds that they take."""
     settle()
     with candidate.context():
-        warm(candidate.call)
+        warm(candidate)
         count = 1
-        while (elapsed := time_calls(candidate.call, count)) < batch / 4:
+        while (elapsed := time_calls(candidate, count)) < batch / 4:
             count *= 2
     calls = max(1, round(count * batch / elapsed))
     return calls, elapsed * calls / count
@@ -129,8 +130,8 @@ def measure(
                 count = calls[candidate.name]
                 settle()
                 with candidate.context():
-                    warm(candidate.call)
-                    measured[candidate.name].append(time_calls(candidate.call, count) / count)
+                    warm(candidate)
+                    measured[candidate.name].append(time_calls(candidate, count) / count)
             for name, probe in probes.items():
                 settle()
                 probe()  # warms up, as above

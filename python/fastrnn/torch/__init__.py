@@ -3,8 +3,20 @@
 `RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell` are subclasses of torch.nn's: the same
 arguments, parameters, ``state_dict`` and results. `replace` puts them into an existing model.
 
-What the kernels do not have, such as half precision and devices other than the CPU, runs as torch's
-own modules do. Under autocast the kernels compute in the dtype of the parameters.
+On the CPU the kernels have float32 and float64. A build with CUDA has them for tensors on NVIDIA
+GPUs, too, with float16 and bfloat16 besides. All else, such as other devices, runs as torch's own
+modules do. Under autocast the kernels compute in the dtype of the parameters on the CPU, and in
+autocast's dtype on a GPU.
+
+On a GPU, work goes to torch's current stream, memory comes from torch's allocator, and no call
+waits for the GPU; so CUDA graphs can capture forward and backward. Three things follow:
+
+* ``lengths`` that are on a GPU are not looked at: those outside of 0..T count as 0 or T. Those on
+  the host are checked and copied, which a graph cannot capture.
+* The seed of dropout and zoneout is drawn from torch's CPU generator (``torch.manual_seed``). A
+  graph would draw it once, so a call that draws masks raises an error where a graph is captured.
+* Products of float32 use TF32 if torch's matrix products may: not unless it is asked for, as by
+  ``torch.set_float32_matmul_precision("high")``.
 
 Packed weights are used again as long as torch's version counters say that no parameter has changed.
 Writes through ``.data`` are not counted; they are found by looking at every value in training mode,

@@ -1,7 +1,7 @@
 """The recurrences as torch operations: slow, and differentiable any number of times.
 
 Double backward goes through here, and so does what the kernels lack, such as half precision with
-`lengths`. The equations are those of ``csrc/cells.h``.
+`lengths` on the CPU. The equations are those of ``csrc/cells.h``.
 """
 
 from __future__ import annotations

@@ -13,9 +13,17 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
-from fastrnn.torch import ops
+from fastrnn.torch import cuda, ops
 from fastrnn.torch.composite import Spec
-from fastrnn.torch.network import DTYPES, READS_TENSORS, Call, Network, Packed, functorch_level
+from fastrnn.torch.network import (
+    DTYPES,
+    READS_TENSORS,
+    Call,
+    Network,
+    Packed,
+    functorch_level,
+    usable_lengths,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +37,10 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 _SILENCE = functional.Noise()
 
 
-def _kernels_have(*tensors: Tensor | None) -> bool:
-    """Whether all are common tensors on the CPU, of one dtype that the kernels have."""
+def _kernels_have(on_gpu: bool, *tensors: Tensor | None) -> bool:
+    """Whether all are common tensors of one place and one dtype that the kernels have there."""
+    if on_gpu:
+        return cuda.have(tensors, traced=is_compiling())
     if READS_TENSORS and not is_compiling():
         return functional.common_bits(*tensors) != 0
     given = [tensor for tensor in tensors if tensor is not None]
@@ -116,13 +126,32 @@ class _Kernels:
             return [getattr(self, name) for name in names]
 
 
-def _cast(x: Tensor, h: Any, c: Any, weights: list[Tensor]) -> tuple[Any, Any, Any]:
-    """Cast under autocast, to the dtype of the weights."""
+def _cast(
+    on_gpu: bool, x: Tensor, h: Any, c: Any, weights: list[Tensor]
+) -> tuple[Any, Any, Any, list[Tensor]]:
+    """Cast under autocast: to the dtype of the weights, on a GPU all to autocast's own."""
+    if on_gpu:
+        return _cast_all(x, h, c, weights)
     if not torch.is_autocast_enabled("cpu"):
-        return x, h, c
+        return x, h, c, weights
     dtype = weights[0].dtype
     h, c = (None if part is None else part.to(dtype) for part in (h, c))
-    return x.to(dtype), h, c
+    return x.to(dtype), h, c, weights
+
+
+def _cast_all(
+    x: Tensor, h: Any, c: Any, weights: list[Tensor]
+) -> tuple[Any, Any, Any, list[Tensor]]:
+    if not torch.is_autocast_enabled("cuda"):
+        return x, h, c, weights
+    dtype = torch.get_autocast_dtype("cuda")
+
+    def cast(tensor: Any) -> Any:
+        if tensor is None or tensor.dtype == torch.float64:  # which autocast leaves as it is
+            return tensor
+        return tensor.to(dtype)
+
+    return cast(x), cast(h), cast(c), [cast(weight) for weight in weights]
 
 
 class Sequence(_Kernels, nn.RNNBase):
@@ -283,7 +312,8 @@ class Sequence(_Kernels, nn.RNNBase):
             As for torch's module.
         lengths : integers (B,), optional
             Valid steps of each row, 0 to T: beyond them the output is 0, the final state is that of
-            the last valid step, and the reverse direction starts there.
+            the last valid step, and the reverse direction starts there. Those on a GPU are not
+            looked at, but taken for 0 or T where they are outside.
         resets : bools (T, B), (B, T) if `batch_first`, or (T,), optional
             Where a new sequence begins: the state is zeroed before the step is consumed.
         return_all_states : bool, default False
@@ -314,10 +344,13 @@ class Sequence(_Kernels, nn.RNNBase):
         state = _parts(hx, self.mode == "LSTM")
         if state is None or not isinstance(x, torch.Tensor):
             return self._refuse(input, hx, every)
-        x, h, c = _cast(x, *state, weights)
+        on_gpu = cuda.on_device(x)
+        x, h, c, weights = _cast(on_gpu, x, *state, weights)
         if not self._fits(x, h, c, input):
             return self._refuse(input, hx, every)
-        ours = _kernels_have(x, h, c, *weights) and (is_compiling() or not _torch_transforms())
+        ours = _kernels_have(on_gpu, x, h, c, *weights) and (
+            is_compiling() or not _torch_transforms()
+        )
         if not ours and not with_options and not every and not self._extras():
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
@@ -325,7 +358,7 @@ class Sequence(_Kernels, nn.RNNBase):
         B = 1 if x.dim() == 2 else x.size(0 if self.batch_first else 1)
         call = Call(
             self.batch_first and x.dim() == 3,
-            None if lengths is None else _lengths(lengths, x.numel() // max(1, B * x.size(-1)), B),
+            None if lengths is None else _lengths(lengths, x, B),
             None if resets is None else _resets(resets, x),
             *self._noise(),
             exact=self.training,
@@ -417,6 +450,8 @@ class Sequence(_Kernels, nn.RNNBase):
         """Run with lengths."""
         _, batch_sizes, sorted_indices, unsorted_indices = packed
         rows = Packed.of(batch_sizes)
+        if cuda.on_device(data):
+            rows = rows.on(data.device)
         if h is not None:
             state = h if c is None else (h, c)
             state = self.permute_hidden(state, sorted_indices)
@@ -449,25 +484,33 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _lengths(lengths: Any, T: int, B: int) -> Tensor:
-    lengths = torch.as_tensor(lengths)
+def _as_tensor(values: Any) -> Tensor:
+    """Return a list as a tensor of the host, whatever torch's default device is."""
+    if isinstance(values, (list, tuple)):
+        return torch.tensor(values, device="cpu")
+    return torch.as_tensor(values)
+
+
+def _lengths(lengths: Any, x: Tensor, B: int) -> Tensor:
+    lengths = _as_tensor(lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers ({B},), got {_described(lengths)}")
     if lengths.shape != (B,):
         raise ValueError(f"lengths: expected integers ({B},), got {_described(lengths)}")
-    if not is_compiling() and bool(((lengths < 0) | (lengths > T)).any()):
-        raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths.tolist()}")
-    return lengths.to("cpu", torch.int64, copy=True)  # backward may come after a change of theirs
+    if not is_compiling():
+        return usable_lengths(lengths, x, x.numel() // max(1, B * x.size(-1)))
+    # The operators look at them.
+    return lengths.clone() if cuda.on_device(x) else lengths.to("cpu", torch.int64, copy=True)
 
 
 def _resets(resets: Any, x: Tensor) -> Tensor:
-    resets = torch.as_tensor(resets, device=x.device)
+    resets = _as_tensor(resets)
     expected = f"resets: expected bools {tuple(x.shape[:-1])}, got {_described(resets)}"
     if resets.dtype != torch.bool:
         raise TypeError(expected)
     if resets.shape != x.shape[:-1]:
         raise ValueError(expected)
-    return resets.clone()
+    return resets.to(x.device, non_blocking=cuda.on_device(x), copy=True)
 
 
 def _positive(name: str, value: Any) -> float:
@@ -674,24 +717,21 @@ class _Cell(_Kernels, nn.RNNCellBase):
         compiling = is_compiling()
         if isinstance(input, Proxy):
             return _fx_leaf(self, input, hx)
-        if state is None or not self._is_known():
+        if state is None or not self._is_known() or not isinstance(input, torch.Tensor):
             return super().forward(input, hx)
         if not compiling and _torch_transforms():
             return super().forward(input, hx)
+        on_gpu = cuda.on_device(input)
         weights = self._tensors_of(_CELL_NAMES if self.bias else _CELL_NAMES[:2])
-        x, h, c = _cast(input, *state, weights)
-        if READS_TENSORS and not compiling and isinstance(x, torch.Tensor):
+        x, h, c, weights = _cast(on_gpu, input, *state, weights)
+        if READS_TENSORS and not compiling and not on_gpu:
             network = self._network()
             if not torch.is_grad_enabled():
                 found = network.cell(x, h, c, weights, exact=self.training)
             else:
                 found = network.differentiable_cell(x, h, c, weights, exact=self.training)
             return super().forward(input, hx) if found is None else found
-        if (
-            not isinstance(x, torch.Tensor)
-            or not self._fits(x, h, c)
-            or not _kernels_have(x, h, c, *weights)
-        ):
+        if not self._fits(x, h, c) or not _kernels_have(on_gpu, x, h, c, *weights):
             return super().forward(input, hx)
         if compiling:
             h, c = (None if part is None else part[None] for part in (h, c))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fastrnn import functional
-from fastrnn.torch import composite
+from fastrnn.torch import composite, cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 
 functorch_level = torch._C._functorch.peek_interpreter_stack
 
-__all__ = ["DTYPES", "READS_TENSORS", "Call", "DifferentiableCell", "Kept", "Network", "gradients"]
+__all__ = [
+    "DTYPES",
+    "READS_TENSORS",
+    "Call",
+    "DifferentiableCell",
+    "Kept",
+    "Network",
+    "gradients",
+    "usable_lengths",
+]
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}  # on the CPU
 
 
 # Whether the core reads tensors where they lie (torch >= 2.10); else NumPy has to view them.
@@ -53,9 +62,14 @@ class Packed(NamedTuple):
     def of(cls, batch_sizes: Tensor) -> Packed:
         """Read `PackedSequence.batch_sizes`."""
         B = int(batch_sizes[0])
-        present = torch.arange(B) < batch_sizes[:, None]
+        present = torch.arange(B, device=batch_sizes.device) < batch_sizes[:, None]
         places = present.flatten().nonzero().flatten()
         return cls(len(batch_sizes), B, places, present.sum(0))
+
+    def on(self, device: torch.device) -> Packed:
+        """Return the same on a GPU, without waiting for it."""
+        places, lengths = (part.to(device, non_blocking=True) for part in self[2:])
+        return self._replace(places=places, lengths=lengths)
 
     def pad(self, rows: Tensor, fill: float | None = 0.0) -> Tensor:
         """(T, B, n) of rows; the rest is `fill`, or anything if that is None."""
@@ -66,6 +80,20 @@ class Packed(NamedTuple):
     def rows(self, padded: Tensor) -> Tensor:
         """Back from (T, B, n)."""
         return padded.flatten(0, 1).index_select(0, self.places.to(padded.device))
+
+
+def usable_lengths(lengths: Tensor, x: Tensor, T: int) -> Tensor:
+    """Return a copy of lengths as the kernels for `x` want them, in 0..T.
+
+    Those on the host are checked. Those on a GPU are clamped, as to look at them is to wait for it.
+    """
+    on_gpu = cuda.on_device(x)
+    if on_gpu and cuda.on_device(lengths):
+        return lengths.to(x.device, torch.int64).clamp(0, T)
+    if bool(((lengths < 0) | (lengths > T)).any()):
+        raise ValueError(f"lengths: expected integers in 0..{T}, got {lengths.tolist()}")
+    lengths = lengths.to("cpu", torch.int64, copy=True)  # backward may come after they change
+    return lengths.to(x.device, non_blocking=True) if on_gpu else lengths
 
 
 class Call(NamedTuple):
@@ -94,6 +122,7 @@ class Network:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._engines: dict[torch.dtype, functional.Engine] = {}
+        self._cuda: cuda.CudaKernels | None = None
         self._shared: Shared | None = None
 
     def __reduce__(self) -> tuple[type[Network], tuple[Spec]]:
@@ -106,8 +135,14 @@ class Network:
             engine = self._engines[dtype] = functional.Engine(*self.spec, DTYPES[dtype])
         return engine
 
+    def gpu(self) -> cuda.CudaKernels:
+        """Kernels for tensors on a GPU."""
+        if self._cuda is None:
+            self._cuda = cuda.CudaKernels(self.spec)
+        return self._cuda
+
     def release(self) -> None:
-        """Give back memory that is kept for the next training step."""
+        """Give back memory of the host that is kept for the next training step."""
         for engine in self._engines.values():
             engine.release()
 
@@ -118,6 +153,8 @@ class Network:
         if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, weights):
             result: tuple[Tensor, ...] = _Differentiable.apply(self, call, x, h0, c0, *weights)
             return result
+        if cuda.on_device(x):
+            return self.gpu().run(call, x, h0, c0, weights, keep=False)[0]
         return _outputs(call, *_forward(self.engine(x.dtype), call, x, h0, c0, weights, keep=False))
 
     def cell(
@@ -167,9 +204,28 @@ class Network:
         h0: Tensor | None,
         c0: Tensor | None,
         weights: Sequence[Tensor],
-    ) -> tuple[Any, ...]:
-        """Run as a call does, and keep what backward needs: y, state, tape and any states."""
-        return _forward(self.engine(x.dtype), call, x, h0, c0, weights, keep=True)
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """Run as a call does, and return what backward needs, too."""
+        if cuda.on_device(x):
+            return self.gpu().run(call, x, h0, c0, weights, keep=True)
+        y, state, tape, *states = self._keep(call, x, h0, c0, weights)
+        return _outputs(call, y, state, *states), tape
+
+    def tape(
+        self,
+        call: Call,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> Any:
+        """Return what a call leaves for backward."""
+        if cuda.on_device(x):
+            return self.gpu().run(call, x, h0, c0, weights, keep=True)[1]
+        return self._keep(call, x, h0, c0, weights)[2]
+
+    def _keep(self, call: Call, x: Tensor, *rest: Any) -> Any:
+        return _forward(self.engine(x.dtype), call, x, *rest, keep=True)
 
     def composite(
         self,
@@ -234,7 +290,8 @@ def _masks(call: Call, x: Tensor) -> composite.Masks:
             return probability  # what the mask is on average
         drawn = functional.mask(kind, shape, probability, call.seed, layer, direction)
         scale = 1.0 if zoneout or probability == 1 else 1 / (1 - probability)
-        return torch.from_numpy(drawn != 0).to(x.device, x.dtype) * scale
+        kept = torch.from_numpy(drawn != 0).to(x.dtype)
+        return kept.to(x.device, non_blocking=cuda.on_device(x)) * scale
 
     return mask
 
@@ -282,6 +339,13 @@ def _outputs(call: Call, array: FloatArray, *states: Any) -> tuple[Tensor, ...]:
 
 def _parts(state: Any) -> tuple[Any, ...]:
     return state if isinstance(state, tuple) else (state,)
+
+
+def _readable(x: Tensor, grads: Sequence[Tensor | None]) -> bool:
+    """Whether the kernels can read the gradients of what a call with `x` gave."""
+    if cuda.on_device(x):
+        return cuda.readable(grads)
+    return not READS_TENSORS or functional.common_bits(*grads) != 0
 
 
 def _laid_out(call: Call, x: Tensor) -> Tensor:
@@ -333,7 +397,7 @@ def _forward(
 class Kept:
     """What a forward pass leaves for backward, and whether it is still what it was."""
 
-    def __init__(self, tape: Tape, y: Tensor) -> None:
+    def __init__(self, tape: Tape | cuda.CudaTape, y: Tensor) -> None:
         self.tape = tape
         self._y = y.detach()  # shares memory and version; y itself would refer to us
         self._version = y._version
@@ -358,8 +422,7 @@ class _Differentiable(torch.autograd.Function):
         ctx.network, ctx.call, ctx.kept = network, call, None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights)
-        y, state, tape, *states = network.keep(call, x, h0, c0, weights)
-        outputs = _outputs(call, y, state, *states)
+        outputs, tape = network.keep(call, x, h0, c0, weights)
         # Hooks on saved tensors are there to save memory, as checkpoints do: keep no tape then.
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             ctx.kept = Kept(tape, outputs[0])  # which for cells and packed rows is a copy
@@ -372,7 +435,7 @@ class _Differentiable(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * count
         network, call, needs = ctx.network, ctx.call, ctx.needs_input_grad
-        batched = READS_TENSORS and not functional.common_bits(*grads)  # by vmap
+        batched = not _readable(x, grads)  # by vmap
         if torch.is_grad_enabled() or batched or functorch_level() is not None:
             found = _composite_gradients(network, call, (x, h0, c0, *weights), needs[2:], grads)
             return (None, None, *found)
@@ -563,14 +626,17 @@ def gradients(
 
     Those of h0 and c0 come where there is no such tensor, too; that of c0 is None but for an LSTM.
     """
-    engine = network.engine(x.dtype)
-    # The input may lie elsewhere now; what was padded, the tape holds itself.
-    x_array = None if call.packed else _array(_laid_out(call, x))
+    tape: Any
     if kept is not None and kept.usable():
         tape = kept.tape
     else:
         # A second backward, or an output that was changed in place: the same bits once more.
-        tape = network.keep(call, x, h0, c0, weights)[2]
+        tape = network.tape(call, x, h0, c0, weights)
+    if cuda.on_device(x):
+        return network.gpu().backward(call, tape, x, weights, grads, needs_x)
+    engine = network.engine(x.dtype)
+    # The input may lie elsewhere now; what was padded, the tape holds itself.
+    x_array = None if call.packed else _array(_laid_out(call, x))
     grads = [None if grad is None else grad.resolve_neg() for grad in grads]
     if call.cell:
         grads = (None, *map(_with_axis, grads))

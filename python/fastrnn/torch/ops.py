@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from fastrnn import functional
+from fastrnn.torch import cuda
 from fastrnn.torch.composite import Spec
-from fastrnn.torch.network import Call, Network, gradients
+from fastrnn.torch.network import Call, Network, gradients, usable_lengths
 
 __all__ = ["draw_seed", "run"]
 
 
 def draw_seed() -> Tensor:
     """Take the seed of a call's masks from torch's generator, in a way that can be traced."""
-    return torch.randint(2**62, (), dtype=torch.int64)
+    return torch.randint(
+        2**62, (), dtype=torch.int64, device="cpu"
+    )  # which need not wait for a GPU
 
 
 @lru_cache(maxsize=32)
@@ -56,6 +59,7 @@ def _spec(
 
 
 def _call(
+    x: Tensor,
     batch_first: bool,
     lengths: Tensor | None,
     resets: Tensor | None,
@@ -67,10 +71,20 @@ def _call(
     """Of what the operators are given: `noise` is what follows `dropout`; a seed means training."""
     given = functional.Noise._make((dropout, *(noise or (0.0,) * 5), seed is not None))
     number = 0 if seed is None else int(seed)
+    if lengths is not None and cuda.on_device(x):  # on the CPU, the kernels look at them
+        T = x.shape[1 if batch_first and x.dim() == 3 else 0]
+        lengths = usable_lengths(lengths, x, T)
     return Call(batch_first, lengths, resets, given, number, all_states=all_states)
 
 
-@torch.library.custom_op("fastrnn::run", mutates_args=(), device_types="cpu")
+def _like_sequence(x: Tensor, width: int, batch_first: bool) -> Tensor:
+    """Return a tensor that lies as the kernels' results do, for shapes (T, B, width)."""
+    if cuda.on_device(x):
+        return cuda.new_sequence(x, width, batch_first)
+    return x.new_empty(*x.shape[:-1], width)
+
+
+@torch.library.custom_op("fastrnn::run", mutates_args=(), device_types=("cpu", "cuda"))
 def _run(
     x: Tensor,
     h0: Optional[Tensor],  # noqa: UP045  (the schema is read from these)
@@ -92,7 +106,7 @@ def _run(
     all_states: bool = False,
 ) -> list[Tensor]:
     network = _network(_spec(cell, sizes, flags, merge, layer_norm, clip))
-    call = _call(batch_first, lengths, resets, seed, dropout, noise, all_states)
+    call = _call(x, batch_first, lengths, resets, seed, dropout, noise, all_states)
     with torch.no_grad():
         return list(network(call, x, h0, c0, weights))
 
@@ -121,15 +135,16 @@ def _(
     spec = _spec(cell, sizes, flags, merge, layer_norm, clip)
     rows = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
     chains = spec.num_layers * spec.directions
+    y = _like_sequence(x, spec.output_size, batch_first)
     widths = [spec.state_size, *([spec.hidden_size] if spec.has_cell_state else [])]
     leads = [(chains,), *([(chains, x.shape[1 if batch_first else 0])] if all_states else [])]
     return [
-        x.new_empty(*x.shape[:-1], spec.output_size),
+        y,
         *(x.new_empty(*lead, *rows, width) for lead in leads for width in widths),
     ]
 
 
-@torch.library.custom_op("fastrnn::run_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastrnn::run_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _run_backward(
     grads: list[Tensor],
     x: Tensor,
@@ -152,7 +167,7 @@ def _run_backward(
     all_states: bool = False,
 ) -> list[Tensor]:
     network = _network(_spec(cell, sizes, flags, merge, layer_norm, clip))
-    call = _call(batch_first, lengths, resets, seed, dropout, noise, all_states)
+    call = _call(x, batch_first, lengths, resets, seed, dropout, noise, all_states)
     found = gradients(network, call, x, h0, c0, weights, grads, None, True)
     return [gradient for gradient in found if gradient is not None]  # all but c0's
 
@@ -168,12 +183,16 @@ def _(
     resets: Tensor | None,
     seed: Tensor | None,
     cell: str,
+    sizes: list[int],
+    flags: list[bool],
+    merge: str,
+    batch_first: bool,
     *_: Any,
     **__: Any,
 ) -> list[Tensor]:
     states = grads[1 : 3 if cell.startswith("lstm") else 2]
-    like = (x, *states, *weights)
-    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in like]
+    grad_x = _like_sequence(x, x.shape[-1], batch_first)
+    return [grad_x, *(tensor.new_empty(tensor.shape) for tensor in (*states, *weights))]
 
 
 def _setup_context(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from fastrnn.torch import modules
+from fastrnn.torch import cuda, modules
 from fastrnn.torch.network import DTYPES
 
 if TYPE_CHECKING:
@@ -81,10 +81,16 @@ def _swap_all(
 
 def _reason_to_replace_not(module: nn.Module) -> str | None:
     for parameter in module.parameters():
-        if parameter.device.type != "cpu" or parameter.dtype not in DTYPES:
+        if cuda.on_device(parameter):
+            fits = cuda.AVAILABLE and parameter.dtype in cuda.KINDS
+        else:
+            fits = parameter.device.type == "cpu" and parameter.dtype in DTYPES
+        if not fits:
             dtype = str(parameter.dtype).removeprefix("torch.")
+            on_gpus = ", these and 16-bit floats on CUDA" if cuda.AVAILABLE else ""
             return (
-                f"the kernels run float32 and float64 on the CPU, not {dtype} on {parameter.device}"
+                f"the kernels run float32 and float64 on the CPU{on_gpus},"
+                f" not {dtype} on {parameter.device}"
             )
     return None
 
