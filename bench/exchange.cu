@@ -297,6 +297,11 @@ struct Policy {
   bool through_l2;
 };
 
+struct Trial {
+  const Policy& policy;
+  int ranks, groups, threads, bytes;
+};
+
 class Bench {
  public:
   Bench() {
@@ -313,22 +318,25 @@ class Bench {
   int multiprocessors() const { return properties_.multiProcessorCount; }
   bool has_clusters() const { return properties_.major >= 9; }
 
+  // Brings an idle GPU to its clock.
+  void heat(const Policy& policy) {
+    for (double spent = 0; spent < 5e5;) spent += run({policy, 1, multiprocessors(), 512, 1024}, long_steps);
+  }
+
+  // One group of `ranks` blocks, and as many as run at once: they share the ways between multiprocessors.
   void measure(const Policy& policy, int ranks, int threads, int bytes) {
     check(cudaFuncSetAttribute(policy.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                shared_bytes(policy, bytes)),
           "shared memory");
-    if (const char* why = refusal(policy, ranks, threads, bytes)) {
-      std::fprintf(stderr, "%-8s %-9s %4d blocks: %s\n", policy.name, policy.variant, ranks, why);
+    const int most = most_groups(policy, ranks, threads, bytes);
+    if (most == 0) {
+      std::fprintf(stderr, "%-8s %-9s %4d blocks: too many at once\n", policy.name, policy.variant, ranks);
       return;
     }
-    run(policy, ranks, threads, bytes, long_steps);  // warms up
-    std::vector<double> slopes;
-    for (int round = 0; round < rounds; ++round) {
-      const double few = run(policy, ranks, threads, bytes, short_steps);
-      const double many = run(policy, ranks, threads, bytes, long_steps);
-      slopes.push_back((many - few) / (long_steps - short_steps));
+    measure({policy, ranks, 1, threads, bytes});
+    if (most > 1 && policy.launching != Launching::cooperative) {
+      measure({policy, ranks, most, threads, bytes});
     }
-    add(policy.name, policy.variant, ranks, threads, bytes, spread_of(slopes));
   }
 
   void measure_launches() {
@@ -352,8 +360,10 @@ class Bench {
       replayed.push_back(b);
     }
     check(cudaGetLastError(), "launch");
-    add("steps", "launch", 1, 32, 0, spread_of(launched));
-    add("steps", "graph", 1, 32, 0, spread_of(replayed));
+    const Policy launch{"steps", "launch", nullptr, Launching::plain, false};
+    const Policy node{"steps", "graph", nullptr, Launching::plain, false};
+    add({launch, 1, 1, 32, 0}, spread_of(launched));
+    add({node, 1, 1, 32, 0}, spread_of(replayed));
     check(cudaGraphExecDestroy(replay), "graph");
     check(cudaGraphDestroy(graph), "graph");
   }
@@ -376,64 +386,76 @@ class Bench {
  private:
   static int shared_bytes(const Policy& policy, int bytes) { return policy.through_l2 ? bytes : 2 * bytes; }
 
-  cudaLaunchConfig_t configuration(const Policy& policy, int ranks, int threads, int bytes,
-                                   cudaLaunchAttribute* attribute) const {
+  static cudaLaunchConfig_t configuration(const Trial& trial, cudaStream_t stream,
+                                          cudaLaunchAttribute* attribute) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(ranks));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes(policy, bytes));
-    config.stream = stream_;
-    if (policy.launching == Launching::cluster) {
+    config.gridDim = dim3(static_cast<unsigned>(trial.ranks * trial.groups));
+    config.blockDim = dim3(static_cast<unsigned>(trial.threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes(trial.policy, trial.bytes));
+    config.stream = stream;
+    if (trial.policy.launching == Launching::cluster) {
       attribute->id = cudaLaunchAttributeClusterDimension;
-      attribute->val.clusterDim.x = static_cast<unsigned>(ranks);
+      attribute->val.clusterDim.x = static_cast<unsigned>(trial.ranks);
       attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
-    } else if (policy.launching == Launching::cooperative) {
+    } else if (trial.policy.launching == Launching::cooperative) {
       attribute->id = cudaLaunchAttributeCooperative;
       attribute->val.cooperative = 1;
     }
     config.attrs = attribute;
-    config.numAttrs = policy.launching == Launching::plain ? 0 : 1;
+    config.numAttrs = trial.policy.launching == Launching::plain ? 0 : 1;
     return config;
   }
 
-  // Why the device cannot run it; null: it can.
-  const char* refusal(const Policy& policy, int ranks, int threads, int bytes) {
-    if (policy.launching == Launching::cooperative) {
-      return ranks > multiprocessors() ? "more than there are multiprocessors" : nullptr;
-    }
-    if (policy.launching != Launching::cluster) return nullptr;
+  // How many groups have a multiprocessor for each of their blocks; 0: not even one.
+  int most_groups(const Policy& policy, int ranks, int threads, int bytes) {
+    const int by_count = multiprocessors() / ranks;
+    if (policy.launching != Launching::cluster) return by_count;
     if (ranks > 8) {
       check(cudaFuncSetAttribute(policy.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
             "cluster");
     }
     cudaLaunchAttribute attribute{};
-    const cudaLaunchConfig_t config = configuration(policy, ranks, threads, bytes, &attribute);
+    const auto config = configuration({policy, ranks, 1, threads, bytes}, stream_, &attribute);
     int clusters = 0;
     if (cudaOccupancyMaxActiveClusters(&clusters, policy.kernel, &config) != cudaSuccess) {
       (void)cudaGetLastError();
-      clusters = 0;
+      return 0;
     }
-    return clusters == 0 ? "no such cluster fits" : nullptr;
+    return std::min(clusters, by_count);
   }
 
-  double run(const Policy& policy, int ranks, int threads, int bytes, int steps) {
+  void measure(const Trial& trial) {
+    run(trial, long_steps);  // warms up
+    std::vector<double> slopes;
+    for (int round = 0; round < rounds; ++round) {
+      const double few = run(trial, short_steps);
+      const double many = run(trial, long_steps);
+      slopes.push_back((many - few) / (long_steps - short_steps));
+    }
+    add(trial, spread_of(slopes));
+  }
+
+  double run(const Trial& trial, int steps) {
     check(cudaMemsetAsync(flags_, 0, 1024 * sizeof(unsigned), stream_), "flags");
-    const Call call{steps, ranks, bytes / 16, global_, flags_, errors_};
+    const Call call{steps, trial.ranks, trial.bytes / 16, global_, flags_, errors_};
     cudaLaunchAttribute attribute{};
-    const cudaLaunchConfig_t config = configuration(policy, ranks, threads, bytes, &attribute);
-    return watch_.microseconds([&] { check(cudaLaunchKernelEx(&config, policy.kernel, call), "launch"); },
-                               stream_);
+    const auto config = configuration(trial, stream_, &attribute);
+    return watch_.microseconds(
+        [&] { check(cudaLaunchKernelEx(&config, trial.policy.kernel, call), "launch"); }, stream_);
   }
 
-  void add(const char* policy, const char* variant, int ranks, int threads, int bytes, const Spread& spread) {
+  void add(const Trial& trial, const Spread& spread) {
     char line[256];
-    std::snprintf(line, sizeof line,
-                  "{\"policy\": \"%s\", \"variant\": \"%s\", \"blocks\": %d, \"threads\": %d, \"bytes\": %d, "
-                  "\"microseconds\": %.4f, \"low\": %.4f, \"high\": %.4f}",
-                  policy, variant, ranks, threads, bytes, spread.median, spread.low, spread.high);
+    std::snprintf(
+        line, sizeof line,
+        "{\"policy\": \"%s\", \"variant\": \"%s\", \"blocks\": %d, \"groups\": %d, \"threads\": %d, "
+        "\"bytes\": %d, \"microseconds\": %.4f, \"low\": %.4f, \"high\": %.4f}",
+        trial.policy.name, trial.policy.variant, trial.ranks, trial.groups, trial.threads, trial.bytes,
+        spread.median, spread.low, spread.high);
     lines_.emplace_back(line);
-    std::fprintf(stderr, "%-8s %-9s %4d blocks %4d threads %6d bytes %8.3f us (%.3f to %.3f)\n", policy,
-                 variant, ranks, threads, bytes, spread.median, spread.low, spread.high);
+    std::fprintf(stderr, "%-8s %-9s %3d x %3d blocks %4d threads %6d bytes %8.3f us (%.3f to %.3f)\n",
+                 trial.policy.name, trial.policy.variant, trial.groups, trial.ranks, trial.threads,
+                 trial.bytes, spread.median, spread.low, spread.high);
   }
 
   int device_ = 0, clock_khz_ = 0;
@@ -459,6 +481,7 @@ int main() {
   const Policy mbarrier{"cluster", "mbarrier", cluster_mbarrier_kernel, Launching::cluster, false};
   const Policy flags{"grid", "flags", grid_flags_kernel, Launching::cooperative, true};
   const Policy sync{"grid", "sync", grid_sync_kernel, Launching::cooperative, true};
+  bench.heat(block);
   // A state of 8 rows: 64 units of 2 bytes are 1 KiB, 1024 units of 4 bytes 32 KiB.
   for (int threads : {128, 256, 512}) {
     for (int bytes : {1024, 4096, 16384}) bench.measure(block, 1, threads, bytes);

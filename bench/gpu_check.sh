@@ -154,7 +154,10 @@ tests() {
   local arguments=(-q -p no:cacheprovider -o faulthandler_timeout=60 --durations=10)
   arguments+=(-W "ignore:Please use the new API settings")
   python3 -c 'import xdist' 2>/dev/null && arguments+=(-p xdist.plugin -n "$(least 6 "$cores")")
-  run tests "$limit" "$results/checks.log" python3 -m pytest "${arguments[@]}" "${files[@]}"
+  # Stopped by the limit, it still says what has failed.
+  local main='import signal, sys, pytest; signal.signal(signal.SIGTERM, signal.default_int_handler); '
+  main+='sys.exit(pytest.main(sys.argv[1:]))'
+  run tests "$limit" "$results/checks.log" python3 -c "$main" "${arguments[@]}" "${files[@]}"
 }
 check() {
   local tool=$1
@@ -248,7 +251,7 @@ for file in "$work"/*.stage; do
   IFS=$'\t' read -r name result _ <"$file"
   if [ "$result" != passed ] && [ -f "$work/$name.log" ]; then
     printf '\n-- end of %s\n' "$name"
-    tail -n 12 "$work/$name.log" | cut -c 1-300
+    tail -n 20 "$work/$name.log" | cut -c 1-300
   fi
 done
 # The head of the sweep's table: everything but its rows.

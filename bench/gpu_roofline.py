@@ -26,7 +26,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 SIDE = 8192  # of the square matrices
 COPY = 1 << 31  # bytes
 ROUNDS = 10
-# Looked at with --ncu: run by a cluster, and in half of the time of a step not arithmetic.
+# Looked at with --ncu; clusters run it on Hopper.
 LOOKED_AT = Case("lstm", True, "bfloat16", 1, False, 32, 512, False)
 SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "MemoryWorkloadAnalysis")
 

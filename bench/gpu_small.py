@@ -21,11 +21,11 @@ import numpy as np
 from fastrnn import functional
 
 T, B, INPUTS = 3, 5, 6
-KINDS = ("float32", "tf32", "float16", "float64")
+KINDS = ("float32", "tf32", "float16", "bfloat16", "float64")
 # Hidden units, the smallest first: odd ones, and one around each size where plans change.
 SIZES = (9, 40, 104, 136, 200, 264, 392, 520, 648, 776, 1032)
 # Of errors scaled by the largest value, as the bits of the products have it.
-TOLERANCE = {"float32": 2e-5, "tf32": 1e-2, "float16": 2e-2, "float64": 1e-12}
+TOLERANCE = {"float32": 2e-5, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2, "float64": 1e-12}
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn_tanh": ("RNN", {}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
@@ -58,36 +58,48 @@ def policies_of(cell: str, kind: str) -> dict[str, int]:
     return sizes
 
 
+def bfloat16() -> Any:
+    """Return the type that the package ml_dtypes gives NumPy, or None without it."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return ml_dtypes.bfloat16
+
+
 def make(cell: str, H: int, kind: str, device: str, **options: Any) -> Any:
     """Make a layer; its twin on the other device draws the same parameters and masks."""
     name, own = CELLS[cell]
     if device == "cuda" and kind == "tf32":
         options["allow_tf32"] = True
-    dtype: Any = {"tf32": np.float32, "float16": np.float32}.get(kind, kind)
-    if device == "cuda" and kind == "float16":
-        dtype = np.float16
+    dtype: Any = np.float64 if kind == "float64" else np.float32
+    if device == "cuda" and kind in ("float16", "bfloat16"):
+        dtype = np.float16 if kind == "float16" else bfloat16()
     return getattr(fastrnn, name)(
         INPUTS, H, **own, **options, seed=1, dtype=dtype, device=device
     ).train()
 
 
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Draw numbers of so few bits that every type has them."""
+    return (np.round(8 * rng.standard_normal(shape)) / 8).astype(dtype)
+
+
 def results(layer: Any, rng: np.random.Generator, ragged: bool) -> list[np.ndarray]:
     """Output, final state and all gradients of a training step on what `rng` draws."""
-    dtype = layer.dtype
-    x = rng.standard_normal((T, B, INPUTS)).astype(np.float16).astype(dtype)
+    x = drawn(rng, (T, B, INPUTS), layer.dtype)
     given: dict[str, Any] = {}
     if ragged:
         given["lengths"] = rng.integers(0, T + 1, B)
         given["resets"] = rng.random((T, B)) < 0.3
     output, state, tape = layer.forward(x, **given)
-    grad = rng.standard_normal(output.shape).astype(np.float16).astype(dtype)
-    gradients = layer.backward(tape, grad)
+    gradients = layer.backward(tape, drawn(rng, output.shape, layer.dtype))
     states = state if isinstance(state, tuple) else (state,)
     return [output, *states, gradients.input, *gradients.parameters.values()]
 
 
-def compare(cell: str, H: int, kind: str, ragged: bool, **options: Any) -> float:
-    """Return the largest scaled difference of a training step from the CPU's."""
+def compare(policy: str, cell: str, H: int, kind: str, ragged: bool, **options: Any) -> None:
+    """Compare a training step with the CPU's."""
     layers = [make(cell, H, kind, device, **options) for device in ("cuda", "cpu")]
     layers[1].load_state_dict(
         {name: value.astype(layers[1].dtype) for name, value in layers[0].parameters.items()}
@@ -100,24 +112,26 @@ def compare(cell: str, H: int, kind: str, ragged: bool, **options: Any) -> float
         difference = np.abs(actual.astype(np.float64) - expected).max()
         errors.append(difference / max(1.0, np.abs(expected).max()))
     error = float(np.max(errors))  # NaN stays
-    name = f"{cell} H={H} {kind} {'ragged' if ragged else 'full'} {options or ''}"
-    print(f"{error:9.1e} {name}", flush=True)
+    name = f"{cell} H={H} {kind} {'ragged' if ragged else 'full'} {options or ''}".rstrip()
+    print(f"{error:9.1e} {policy:7} {name}", flush=True)
     if not error <= TOLERANCE[kind]:
         raise SystemExit(f"{name}: error {error:.1e}, more than {TOLERANCE[kind]:.0e}")
-    return error
 
 
-def cases() -> Iterator[tuple[str, int, str, dict[str, Any]]]:
-    """Yield cell, H, kind and options; the common cells first."""
+def cases() -> Iterator[tuple[str, str, int, str, dict[str, Any]]]:
+    """Yield policy, cell, H, kind and options; the common cells first."""
     for kind in KINDS:
+        if kind == "bfloat16" and bfloat16() is None:
+            print("no bfloat16: ml_dtypes is not installed")
+            continue
         for cell in ("lstm", "gru", "rnn_tanh"):
-            for H in policies_of(cell, kind).values():
-                yield cell, H, kind, {}
+            for policy, H in policies_of(cell, kind).items():
+                yield policy, cell, H, kind, {}
     for cell in CELLS:
-        yield cell, SIZES[0], "float32", {}
+        yield "any", cell, SIZES[0], "float32", {}
     for cell, options in OPTIONS:
         # A residual layer of equal sizes.
-        yield cell, INPUTS if options.get("residual") else SIZES[0], "float32", options
+        yield "any", cell, INPUTS if options.get("residual") else SIZES[0], "float32", options
 
 
 def main() -> int:
@@ -131,11 +145,11 @@ def main() -> int:
         print(f"no GPU: {error}")
         return 3
     start, done, left = time.monotonic(), 0, 0
-    for index, (cell, H, kind, options) in enumerate(cases()):
+    for index, (policy, cell, H, kind, options) in enumerate(cases()):
         if time.monotonic() - start > given.seconds:
             left += 1
             continue
-        compare(cell, H, kind, index % 2 == 1, **options)
+        compare(policy, cell, H, kind, index % 2 == 1, **options)
         done += 1
     print(f"{done} cases agree with the CPU" + (f", {left} not reached" if left else ""))
     return 0 if done else 1

@@ -391,7 +391,6 @@ class Sweep:
         self._options = options
         self._device = "cpu" if options.dry_run else "cuda"
         self._start = time.monotonic()
-        self._failures = 0
         self._file = options.file.open("a" if options.first else "w", encoding="utf-8")
 
     def run(self) -> int:
@@ -403,28 +402,24 @@ class Sweep:
         budget = self._options.seconds
         if self._options.steps:
             self._loop(steps_cases(cases), budget, measure_steps)
-            return 1 if self._failures else 0
-        done = self._loop(cases, (1 - STEPS_SHARE - KERNELS_SHARE) * budget, measure)
-        self._kernels(done, (1 - STEPS_SHARE) * budget)
-        self._steps_process(STEPS_SHARE * budget)
-        return 1 if self._failures else 0
+        else:
+            self._loop(cases, (1 - STEPS_SHARE - KERNELS_SHARE) * budget, measure)
+            self._kernels((1 - STEPS_SHARE) * budget)
+            self._steps_process(STEPS_SHARE * budget)
+        # Of the processes before this one, too.
+        return 1 if any("failure" in record for record in read(self._options.file)) else 0
 
     def _loop(
         self, cases: Sequence[Case], seconds: float, work: Callable[[Case, str, float], Record]
-    ) -> list[Case]:
-        done = []
+    ) -> None:
         for index in range(self._options.first, len(cases)):
             if time.monotonic() - self._start > seconds:
                 break
             with self._watched(cases[index], index, _TYPES[work]):
                 record = self._attempt(cases[index], work)
             self._write(record)
-            self._failures += "failure" in record
-            if "failure" not in record:
-                done.append(cases[index])
-            elif self._is_broken():
+            if "failure" in record and self._is_broken():
                 self._restart(index + 1)
-        return done
 
     def _attempt(self, case: Case, work: Callable[[Case, str, float], Record]) -> Record:
         try:
@@ -477,20 +472,20 @@ class Sweep:
         command += ["--dry-run"] * self._options.dry_run
         # Its start is not in its seconds.
         limit = 2 * seconds + 60
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            finished = subprocess.run(
-                command, env=os.environ | {POLICY: "steps"}, timeout=limit, check=False
-            )
-            self._failures += finished.returncode != 0
+        try:
+            subprocess.run(command, env=os.environ | {POLICY: "steps"}, timeout=limit, check=False)
+        except subprocess.TimeoutExpired:
+            failure = f"{POLICY}=steps was not done within {limit:.0f} s"
+            self._write({"type": "process", "failure": failure})
         for record in read(path):
             if record["type"] != "machine":
                 self._write(record)
         path.unlink(missing_ok=True)
 
-    def _kernels(self, done: Sequence[Case], seconds: float) -> None:
+    def _kernels(self, seconds: float) -> None:
         """Profile one case of each group, after all times: tracing slows launches down."""
         seen = set()
-        for case in done:
+        for case in [case_of(record) for record in read(self._options.file) if "ratio" in record]:
             if time.monotonic() - self._start > seconds:
                 break
             key = (*case.group, case.form, case.H >= 768)
@@ -609,6 +604,7 @@ def _steps_table(records: Sequence[Record], good: Sequence[Record]) -> list[str]
     lines = ["## One launch per step, against the policy that is chosen", ""]
     lines += ["| cell | pass | kind | rows | form | B | H | steps | chosen | ratio | policy |"]
     lines += ["|" + " --- |" * 5 + " ---: |" * 5 + " --- |"]
+    lines += [f"| {r['failure']} |" for r in records if r["type"] == "process"]
     for record in records:
         if record["type"] != "steps" or "failure" in record:
             continue

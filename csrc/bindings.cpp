@@ -1819,39 +1819,47 @@ class DeviceMemory {
   std::size_t bytes() const { return block_.bytes; }
   int device() const { return stream_.device; }
 
-  void upload(const py::array& array, std::size_t offset) {
-    char* const to = piece(array, offset);
-    const void* const from = array.data();
-    const auto count = static_cast<std::size_t>(array.nbytes());
-    const py::gil_scoped_release unlocked;
-    cuda_upload(stream_, to, from, count);
-  }
-  void download(py::array& array, std::size_t offset) const {
-    const char* const from = piece(array, offset);
-    void* const to = array.mutable_data();  // throws where it is read-only
-    const auto count = static_cast<std::size_t>(array.nbytes());
-    const py::gil_scoped_release unlocked;
-    cuda_download(stream_, to, from, count);
-  }
   void zero() { cuda_zero(stream_, block_.data, block_.bytes); }
 
  private:
-  char* piece(const py::array& array, std::size_t offset) const {
-    if (!(array.flags() & py::array::c_style)) {
-      throw py::value_error("array: expected a C-contiguous one, got " + describe(array));
-    }
-    const auto count = static_cast<std::size_t>(array.nbytes());
-    if (offset > block_.bytes || count > block_.bytes - offset) {
-      throw py::value_error("array: expected at most " + std::to_string(block_.bytes) +
-                            " bytes with its offset, got " + std::to_string(count) + " at " +
-                            std::to_string(offset));
-    }
-    return static_cast<char*>(block_.data) + offset;
-  }
-
   const CudaStream stream_;
   const DeviceBlock block_;
 };
+
+// C-contiguous arrays of the host.
+void upload(const Stream& stream, Address to, const py::array& from) {
+  if (!(from.flags() & py::array::c_style)) {
+    throw py::value_error("array: expected a C-contiguous one, got " + describe(from));
+  }
+  const void* const data = from.data();
+  const auto count = static_cast<std::size_t>(from.nbytes());
+  const py::gil_scoped_release unlocked;
+  cuda_upload(stream_of(stream), pointer<void>(to), data, count);
+}
+void download(const Stream& stream, py::array& to, Address from) {
+  if (!(to.flags() & py::array::c_style)) {
+    throw py::value_error("array: expected a C-contiguous one, got " + describe(to));
+  }
+  void* const data = to.mutable_data();  // throws where it is read-only
+  const auto count = static_cast<std::size_t>(to.nbytes());
+  const py::gil_scoped_release unlocked;
+  cuda_download(stream_of(stream), data, pointer<void>(from), count);
+}
+
+// Addresses of the device's memory; shape and strides of the array at `from`, in bytes.
+void gather_of(const Stream& stream, Address to, Address from, const std::vector<std::int64_t>& shape,
+               const std::vector<std::int64_t>& strides, int element_bytes) {
+  StridedArray array;
+  constexpr std::size_t most = std::size(array.size);
+  if (shape.size() != strides.size() || shape.size() > most) {
+    throw py::value_error("shape, strides: expected as many of both, at most 4");
+  }
+  std::copy_backward(shape.begin(), shape.end(), std::end(array.size));
+  std::copy_backward(strides.begin(), strides.end(), std::end(array.stride));
+  array.data = pointer<void>(from);
+  array.element_bytes = element_bytes;
+  cuda_gather(stream_of(stream), pointer<void>(to), array);
+}
 
 const char* name_of(CudaBuild build) {
   constexpr const char* names[] = {"none", "emulated", "cuda"};
@@ -1875,13 +1883,14 @@ void bind_cuda(py::module_& m) {
         cuda_wait_for(stream_of({device, stream}), stream_of({device, other}));
       },
       "device"_a, "stream"_a, "other"_a);
+  m.def("cuda_upload", &upload, "stream"_a, "to"_a, "array"_a);
+  m.def("cuda_download", &download, "stream"_a, "array"_a, "source"_a);
+  m.def("cuda_gather", &gather_of, "stream"_a, "to"_a, "source"_a, "shape"_a, "strides"_a, "element_bytes"_a);
   py::class_<DeviceMemory>(m, "DeviceMemory")
       .def(py::init<std::size_t, int>(), "nbytes"_a, "device"_a)
       .def_property_readonly("address", &DeviceMemory::address)
       .def_property_readonly("nbytes", &DeviceMemory::bytes)
       .def_property_readonly("device", &DeviceMemory::device)
-      .def("upload", &DeviceMemory::upload, "array"_a, "offset"_a = 0)
-      .def("download", &DeviceMemory::download, "array"_a, "offset"_a = 0)
       .def("zero", &DeviceMemory::zero);
   py::class_<CudaTape>(m, "CudaTape").def_readonly("consumed", &CudaTape::consumed);
   py::class_<CudaEngine>(m, "CudaEngine")

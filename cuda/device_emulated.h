@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "device.h"
+#include "persistent_emulated.h"
 
 namespace fastrnn {
 
@@ -42,6 +43,14 @@ class EmulatedDevice {
   static std::size_t room_bytes() { return 512; }
 
   explicit EmulatedDevice(int team_threads = 1) : team_threads_(team_threads) {}
+
+  static int count() { return 1; }
+  // What the planner is told. Set before the first call.
+  static DeviceProperties& properties(int) {
+    static DeviceProperties properties = device_named("H200");
+    return properties;
+  }
+  int number() const { return 0; }
 
   EmulatedDevice on(const CudaStream& stream) const {
     if (stream.device != 0) {
@@ -115,6 +124,18 @@ class EmulatedDevice::Turn : public EmulatedDevice {
       expect_valid(product);
       for (int i = 0; i < product.count; ++i) multiply_one(product, i);
     });
+  }
+
+  template <class T>
+  bool fits(const Plan& plan, CellKind, StorageKind, int) {
+    return FASTRNN_TARGET::is_emulated(plan);
+  }
+  // Spoils the memory of the exchange, of which the emulated blocks have their own.
+  template <class Call>
+  void run_persistent(const Plan& plan, CellKind cell, StorageKind kind, const Call& call, int directions,
+                      void* exchange) {
+    if (const std::size_t bytes = exchange_bytes(plan, directions)) std::memset(exchange, 0xFF, bytes);
+    FASTRNN_TARGET::emulate_persistent(plan, cell, kind, call, directions);
   }
 
  private:

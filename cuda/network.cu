@@ -10,7 +10,8 @@ CudaBuild cuda_build() { return CudaBuild::cuda; }
 template <class T>
 std::unique_ptr<CudaNetwork<T>> make_cuda_network(const Config& config, bool tf32) {
   (void)present_devices();
-  return std::make_unique<FASTRNN_TARGET::StepsNetwork<CudaDevice, T>>(config, tf32, CudaDevice());
+  return std::make_unique<FASTRNN_TARGET::StepsNetwork<CudaDevice, T>>(config, tf32, CudaDevice(),
+                                                                       policy_choice_of_environment());
 }
 
 template std::unique_ptr<CudaNetwork<float>> make_cuda_network(const Config&, bool);

@@ -1,7 +1,8 @@
 // What stands for network.cu and runtime.cu in an emulated build: memory of the host, and no streams.
-#include <cstring>
+#include <cstdlib>
 
 #include "device_emulated.h"
+#include "gather.h"
 #include "network.h"
 #include "runtime.h"
 #include "steps.h"
@@ -12,7 +13,15 @@ CudaBuild cuda_build() { return CudaBuild::emulated; }
 
 template <class T>
 std::unique_ptr<CudaNetwork<T>> make_cuda_network(const Config& config, bool tf32) {
-  return std::make_unique<FASTRNN_TARGET::StepsNetwork<EmulatedDevice, T>>(config, tf32, EmulatedDevice());
+  static const bool is_named = [] {
+    if (const char* const name = std::getenv("FASTRNN_EMULATED_DEVICE")) {
+      EmulatedDevice::properties(0) = device_named(name);
+    }
+    return true;
+  }();
+  (void)is_named;
+  return std::make_unique<FASTRNN_TARGET::StepsNetwork<EmulatedDevice, T>>(config, tf32, EmulatedDevice(),
+                                                                           policy_choice_of_environment());
 }
 
 template std::unique_ptr<CudaNetwork<float>> make_cuda_network(const Config&, bool);
@@ -41,6 +50,10 @@ void cuda_upload(const CudaStream& stream, void* to, const void* from, std::size
 }
 void cuda_download(const CudaStream& stream, void* to, const void* from, std::size_t bytes) {
   device_of(stream).copy(to, from, bytes);
+}
+void cuda_gather(const CudaStream& stream, void* to, const StridedArray& from) {
+  EmulatedDevice::Turn turn(device_of(stream));
+  FASTRNN_TARGET::gather(turn, to, from);
 }
 void cuda_wait(const CudaStream& stream) { device_of(stream).wait(); }
 void cuda_wait_for(const CudaStream& stream, const CudaStream& other) {

@@ -124,16 +124,22 @@ PersistentShape shape_of(const Plan& plan) {
   return shape;
 }
 
+int attribute_of_current(cudaDeviceAttr attribute) {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "query of the current device");
+  return device_attribute(device, attribute);
+}
+
 // The sizes of a launch, and what it asks of the hardware.
 class Launch {
  public:
   // Tells the runtime what the kernel may use, which an occupancy query must know, too.
   Launch(const Plan& plan, Entry entry, int directions, cudaStream_t stream) {
     const PersistentShape shape = shape_of(plan);
-    const std::int64_t bytes = shape.shared_bytes();
-    check_cuda(
-        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-        "shared memory of a kernel");
+    // All that there is, so that threads that launch other sizes do not take it away again.
+    const int most = attribute_of_current(cudaDevAttrMaxSharedMemoryPerBlockOptin) - persistent_static_bytes;
+    check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               "shared memory of a kernel");
     const auto ranks = static_cast<unsigned>(shape.ranks);
     if (plan.policy == Policy::cluster) {
       if (ranks > portable_cluster) {
@@ -149,7 +155,7 @@ class Launch {
     }
     config_.gridDim = dim3(static_cast<unsigned>(plan.row_groups), ranks, static_cast<unsigned>(directions));
     config_.blockDim = dim3(static_cast<unsigned>(shape.threads()));
-    config_.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+    config_.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes());
     config_.stream = stream;
     config_.attrs = &attribute_;
     config_.numAttrs = plan.policy == Policy::block ? 0 : 1;
@@ -207,9 +213,7 @@ bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int 
     return false;
   }
   if (plan.policy != Policy::grid) return count > 0;
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "query of the current device");
-  return count * device_attribute(device, cudaDevAttrMultiProcessorCount) >= plan.blocks(directions);
+  return count * attribute_of_current(cudaDevAttrMultiProcessorCount) >= plan.blocks(directions);
 }
 
 template void launch_persistent(const Plan&, CellKind, StorageKind, Call, int, void*, cudaStream_t);

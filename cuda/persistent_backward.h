@@ -110,6 +110,7 @@ class PersistentBackward {
     group_.receive(s);
     product_.run(group_, layout_, group_.buffer(s));
     group_.sync();
+    items_.forget();
   }
 
   FASTRNN_DEVICE std::int64_t of_step(int t, const ItemPlace& place) const {

@@ -69,6 +69,7 @@ class PersistentForward {
       if (s > 0) group_.receive(s);
       product_.run(group_, layout_, group_.buffer(s));
       group_.sync();
+      items_.forget();
       compute(group_.buffer(s + 1));
       if (s + 1 < steps) group_.publish(s + 1);
       store(t);
@@ -139,7 +140,7 @@ class PersistentForward {
       const M c = before(t, place.b, at, chain_.carried_c, chain_.c0);
       state_h()[index] = h;
       state_c()[index] = c;
-      keep(d_ ? frame_.steps : 0, at, h, c);
+      keep(d_ ? t + 1 : t, at, h, c);
       if (frame_.length(place.b) > 0) return;
       write_global(chain_.hn + at, static_cast<T>(initial(chain_.h0, at)));
       if constexpr (Cell::has_cell_state)

@@ -259,8 +259,7 @@ std::size_t exchange_bytes(const Plan& plan, std::int64_t directions) {
   PersistentShape shape = plan.shape;
   shape.backward = true;  // the larger of the two
   const std::int64_t groups = directions * plan.row_groups;
-  return exchange_flag_bytes(plan, directions) +
-         static_cast<std::size_t>(groups * 2 * shape.buffer_bytes());
+  return exchange_flag_bytes(plan, directions) + static_cast<std::size_t>(groups * 2 * shape.buffer_bytes());
 }
 
 PolicyChoice policy_choice_of_environment() {

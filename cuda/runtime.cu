@@ -1,5 +1,6 @@
 // runtime.h in a build with CUDA.
 #include "device_cuda.cuh"
+#include "gather.h"
 #include "runtime.h"
 
 namespace fastrnn {
@@ -67,6 +68,11 @@ void cuda_download(const CudaStream& stream, void* to, const void* from, std::si
   Queue queue(stream);
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, queue.stream()), "copy from the device");
   queue.wait();
+}
+
+void cuda_gather(const CudaStream& stream, void* to, const StridedArray& from) {
+  CudaDevice::Turn turn{CudaDevice(stream)};
+  FASTRNN_TARGET::gather(turn, to, from);
 }
 
 void cuda_wait(const CudaStream& stream) { Queue(stream).wait(); }

@@ -1,6 +1,7 @@
-// The network of csrc/rnn.h on a device, by the policy `Steps`: any cell, option and size, at one product and
-// one kernel a step. Nothing waits for the host, and memory comes from the caller, so that a call can be
-// captured in a CUDA graph.
+// The network of csrc/rnn.h on a device. The policy `Steps` runs any cell, option and size, at one product
+// and one kernel a step; where the planner knows better, one persistent launch takes all steps of a layer,
+// and the rest stays as it is. Nothing waits for the host, and memory comes from the caller, so that a call
+// can be captured in a CUDA graph.
 //
 // Arrays. All pointers of Forward and Backward, and what parameters point to, are of the device. Arrays are
 // contiguous in the order of their axes, y and grad_y in time-major order, too; lengths are 64-bit, resets
@@ -22,8 +23,8 @@ template <class Device, class T, class M = MathOf<T>>
 class StepsNetwork : public CudaNetwork<T> {
  public:
   // `device`: what workspaces are given until they are prepared.
-  StepsNetwork(const Config& config, bool tf32, const Device& device)
-      : settings_{config, step_plan_of(config), tf32}, device_(device) {
+  StepsNetwork(const Config& config, bool tf32, const Device& device, PolicyChoice choice)
+      : settings_{config, step_plan_of(config), tf32}, plans_(settings_, choice), device_(device) {
     for (const Parameter& parameter : parameters_of(config)) {
       std::int64_t size = 1;
       for (const std::int64_t axis : parameter.shape) size *= axis;
@@ -53,15 +54,16 @@ class StepsNetwork : public CudaNetwork<T> {
     return Kept().count(settings_.config, settings_.plan, call);
   }
   std::size_t workspace_bytes(const Forward<T>& call, bool keep) const override {
-    return StepsForward<Device, T, M>(settings_, call, keep).bytes();
+    return StepsForward<Device, T, M>(settings_, plans_, call, keep).bytes();
   }
   std::size_t workspace_bytes(const Tape<T>& tape, const Backward<T>& call) const override {
-    return StepsBackward<Device, T, M>(settings_, static_cast<const Kept&>(tape), call).bytes();
+    return StepsBackward<Device, T, M>(settings_, plans_, static_cast<const Kept&>(tape), call).bytes();
   }
 
-  std::vector<std::string> plans(int device, const Forward<T>&, bool) const override {
-    (void)device_.on({device, nullptr});
-    return std::vector<std::string>(static_cast<std::size_t>(settings_.config.num_layers), "steps");
+  std::vector<std::string> plans(int device, const Forward<T>& call, bool) const override {
+    typename Device::Turn turn(device_.on({device, nullptr}));
+    const auto plan = plans_.plan(turn, call.steps, call.batch, call.noise);
+    return std::vector<std::string>(static_cast<std::size_t>(settings_.config.num_layers), plan->why);
   }
 
   void forward(const Weights<T>*, Workspace& workspace, const Forward<T>& call) const override {
@@ -76,7 +78,7 @@ class StepsNetwork : public CudaNetwork<T> {
     }
     expect_contiguous("y", steps, batch, call.y_step, call.y_row, width);
     if (!call.parameters) throw_without_parameters();
-    StepsForward<Device, T, M>(settings_, call, call.tape != nullptr).run(own(workspace));
+    StepsForward<Device, T, M>(settings_, plans_, call, call.tape != nullptr).run(own(workspace));
   }
 
   std::size_t scratch_bytes() const override { return 0; }
@@ -95,7 +97,7 @@ class StepsNetwork : public CudaNetwork<T> {
       expect_contiguous("grad_x", kept.steps, kept.batch, call.grad_x_step, call.grad_x_row,
                         config.input_size);
     }
-    StepsBackward<Device, T, M>(settings_, kept, call).run(own(workspace));
+    StepsBackward<Device, T, M>(settings_, plans_, kept, call).run(own(workspace));
   }
 
   std::vector<std::int64_t> gradient_rooms() const override { return sizes_; }
@@ -130,6 +132,7 @@ class StepsNetwork : public CudaNetwork<T> {
   }
 
   const Settings settings_;
+  mutable Plans<Device, T> plans_;
   const Device device_;
   std::vector<std::int64_t> sizes_;
 };

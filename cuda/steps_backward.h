@@ -1,5 +1,6 @@
-// Backward by the policy `Steps`. Per layer, from the last: in every step back one kernel, which turns gates
-// into gradients of the products in place, and one product for dL/dh; then dX and the gradients of the
+// Backward. Per layer, from the last: by the policy `Steps` in every step back one kernel, which turns gates
+// into gradients of the products in place, and one product for dL/dh, or by another one persistent launch for
+// all steps; then dX and the gradients of the
 // weights are products over all rows, and those of the biases sums in a fixed order.
 #pragma once
 
@@ -12,8 +13,10 @@ namespace fastrnn::FASTRNN_TARGET {
 template <class Device, class T, class M>
 class StepsBackward {
  public:
-  StepsBackward(const Settings& settings, const StepsTape<Device, T, M>& tape, const Backward<T>& call)
+  StepsBackward(const Settings& settings, Plans<Device, T>& plans, const StepsTape<Device, T, M>& tape,
+                const Backward<T>& call)
       : settings_(settings),
+        plans_(plans),
         config_(settings.config),
         plan_(settings.plan),
         parameters_{settings.config, call.parameters},
@@ -40,6 +43,7 @@ class StepsBackward {
   void run(StepsWorkspace<Device>& workspace) {
     typename Device::Turn device(workspace.device);
     device_ = &device;
+    policy_ = plans_.plan(device, tape_.steps, batch(), tape_.noise);
     Arena arena(workspace.memory.reserve("workspace", device, bytes()));
     lay_out_call(arena);
     device.use_room(room_);
@@ -77,6 +81,8 @@ class StepsBackward {
                        each = directions_ * batch();
     const Noise& noise = tape_.noise;
     room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
+    exchange_ =
+        arena.take<char>(static_cast<std::int64_t>(plans_.exchange_bytes(frame_.steps, batch(), noise)));
     if (call_.retain) slots_ = arena.take<T>(directions_ * slots_size());
     carry_ = arena.take<M>(each * state);
     product_ = arena.take<M>(each * state);
@@ -141,6 +147,7 @@ class StepsBackward {
   // ---- time ---------------------------------------------------------------------------------------
 
   void recur() {
+    if (policy_->policy != Policy::steps) return persist();
     start();
     BackwardChain<T, M> chains[most_directions];
     for (std::int64_t s = frame_.steps - 1; s >= 0; --s) {
@@ -149,6 +156,39 @@ class StepsBackward {
     }
     for (int d = 0; d < directions_; ++d) chains[d] = chain_at(d, -1);
     finish(chains);
+  }
+
+  // All steps in one launch.
+  void persist() {
+    if constexpr (std::is_same_v<M, float>) {
+      PersistentBackwardCall<T> call;
+      call.frame = frame_;
+      call.clip = static_cast<float>(config_.clip);
+      for (int d = 0; d < directions_; ++d) call.chain[d] = persistent_chain(d);
+      device_->run_persistent(*policy_, config_.cell, plans_.kind(), call, directions_, exchange_);
+    }
+  }
+
+  PersistentBackwardChain<T> persistent_chain(int d) const {
+    const std::int64_t state = config_.state_size(), row = (layer_ * directions_ + d) * batch();
+    const auto of_chain = [&](auto* all, std::int64_t steps) {
+      return all ? all + row * steps * state : all;
+    };
+    PersistentBackwardChain<T> c;
+    c.weight_hh = weight_hh_[d];
+    c.slots = slots(d);
+    c.h = kept(d).h;
+    c.c = kept(d).c;
+    if (grad_h_) c.grad_y = grad_h_ + d * state;
+    c.grad_y_stride = directions_ * state;
+    c.grad_h_all = of_chain(call_.grad_h_all, frame_.steps);
+    c.grad_hn = of_chain(call_.grad_hn, 1);
+    c.grad_h0 = of_chain(call_.grad_h0, 1);
+    if (!config_.has_cell_state()) return c;
+    c.grad_c_all = of_chain(call_.grad_c_all, frame_.steps);
+    c.grad_cn = of_chain(call_.grad_cn, 1);
+    c.grad_c0 = of_chain(call_.grad_c0, 1);
+    return c;
   }
 
   void start() {
@@ -420,6 +460,7 @@ class StepsBackward {
   }
 
   const Settings& settings_;
+  Plans<Device, T>& plans_;
   const Config& config_;
   const StepPlan& plan_;
   const Parameters<T> parameters_;
@@ -431,7 +472,9 @@ class StepsBackward {
   Frame frame_;
   int sums_per_unit_ = 0;
   typename Device::Turn* device_ = nullptr;
+  std::shared_ptr<const Plan> policy_;
   char* room_ = nullptr;                     // of the device's products
+  char* exchange_ = nullptr;                 // of a persistent grid
   T* slots_ = nullptr;                       // (D, T, B, slots * H): a copy, where the tape is retained
   M *carry_ = nullptr, *product_ = nullptr;  // (D, B, R)
   M *dc_ = nullptr, *dexchange_ = nullptr;   // (D, B, H)

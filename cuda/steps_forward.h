@@ -1,19 +1,20 @@
-// Forward by the policy `Steps`: per layer one product for all inputs, then in every step one product with
-// W_hh and one kernel; a projection, a second phase or layer norm's rows add to that. All directions go
-// together.
+// Forward: per layer one product for all inputs, then the steps. By the policy `Steps` every step is one
+// product with W_hh and one kernel, to which a projection, a second phase or layer norm's rows add; by the
+// others all steps are one persistent launch. All directions go together.
 #pragma once
 
 #include <algorithm>
 
-#include "steps_tape.h"
+#include "steps_plans.h"
 
 namespace fastrnn::FASTRNN_TARGET {
 
 template <class Device, class T, class M>
 class StepsForward {
  public:
-  StepsForward(const Settings& settings, const Forward<T>& call, bool keep)
+  StepsForward(const Settings& settings, Plans<Device, T>& plans, const Forward<T>& call, bool keep)
       : settings_(settings),
+        plans_(plans),
         config_(settings.config),
         plan_(settings.plan),
         parameters_{settings.config, call.parameters},
@@ -39,6 +40,7 @@ class StepsForward {
   void run(StepsWorkspace<Device>& workspace) {
     typename Device::Turn device(workspace.device);
     device_ = &device;
+    policy_ = plans_.plan(device, call_.steps, batch(), call_.noise);
     if (keeps_all_) {
       auto& tape = static_cast<StepsTape<Device, T, M>&>(*call_.tape);
       tape.begin(device, config_, plan_, call_);
@@ -52,12 +54,16 @@ class StepsForward {
       index_weights();
       input_ = layer_ == 0 ? reinterpret_cast<const T*>(call_.x.data) : layer(layer_ - 1).output;
       const T* const read = masked_input();
-      start();
+      if (policy_->policy == Policy::steps) start();
       for (std::int64_t s0 = 0; s0 < call_.steps; s0 += block_steps_) {
         first_step_ = s0;
         end_step_ = std::min(s0 + block_steps_, call_.steps);
         project_inputs(read);
-        for (std::int64_t s = s0; s < end_step_; ++s) step(s);
+        if (policy_->policy == Policy::steps) {
+          for (std::int64_t s = s0; s < end_step_; ++s) step(s);
+        } else {
+          persist();
+        }
       }
       join_outputs();
     }
@@ -77,6 +83,9 @@ class StepsForward {
                        rows = directions_ * batch();
     const Noise& noise = call_.noise;
     room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
+    // Aligned as the whole is: a room is a multiple of that.
+    exchange_ =
+        arena.take<char>(static_cast<std::int64_t>(plans_.exchange_bytes(call_.steps, batch(), noise)));
     product_ = arena.take<M>(rows * config_.gates() * hidden);
     if (config_.proj_size) projected_ = arena.take<M>(rows * state);
     if (config_.layer_norm && config_.has_cell_state()) {
@@ -204,6 +213,56 @@ class StepsForward {
     device_->multiply(product);
   }
 
+  // The steps of the block in one launch.
+  void persist() {
+    if constexpr (std::is_same_v<M, float>) {
+      PersistentForwardCall<T> call;
+      call.frame = frame_;
+      call.first_step = static_cast<int>(first_step_);
+      call.end_step = static_cast<int>(end_step_);
+      call.clip = static_cast<float>(config_.clip);
+      call.keep_slots = keeps_all_;
+      for (int d = 0; d < directions_; ++d) call.chain[d] = persistent_chain(d);
+      device_->run_persistent(*policy_, config_.cell, plans_.kind(), call, directions_, exchange_);
+    }
+  }
+
+  PersistentForwardChain<T> persistent_chain(int d) const {
+    const std::int64_t state = config_.state_size(), row = (layer_ * directions_ + d) * batch();
+    const KeptChain<T, M>& kept = chain(d);
+    PersistentForwardChain<T> c;
+    c.weight_hh = weight_hh_[d];
+    c.bias_ih = parameters_.at(index_[d].bias_ih);
+    c.bias_hh = parameters_.at(index_[d].bias_hh);
+    c.h0 = part_of_h(d).initial;
+    c.c0 = part_of_c(d).initial;
+    c.slots = slots_at(d, 0);  // of time 0, be it in the block or not
+    c.y = layer(layer_).hidden + d * state;
+    c.y_stride = directions_ * state;
+    c.hn = call_.hn + row * state;
+    if (call_.h_all) c.h_all = call_.h_all + row * call_.steps * state;
+    if (config_.has_cell_state()) {
+      c.cn = call_.cn + row * state;
+      if (call_.c_all) c.c_all = call_.c_all + row * call_.steps * state;
+    }
+    if (keeps_all_) {
+      c.h = kept.h;
+      c.c = kept.c;
+      return c;
+    }
+    // The two entries take turns.
+    const std::int64_t block = first_step_ / block_steps_;
+    if (first_step_ > 0) {
+      c.carried_h = entry(kept.h, block, state);
+      c.carried_c = entry(kept.c, block, state);
+    }
+    if (end_step_ < call_.steps) {
+      c.left_h = entry(kept.h, block + 1, state);
+      c.left_c = entry(kept.c, block + 1, state);
+    }
+    return c;
+  }
+
   void step(std::int64_t s) {
     StepChain<T, M> chains[most_directions];
     for (int d = 0; d < directions_; ++d) chains[d] = chain_at(d, time_of(call_.steps, d, s));
@@ -304,6 +363,7 @@ class StepsForward {
   }
 
   const Settings& settings_;
+  Plans<Device, T>& plans_;
   const Config& config_;
   const StepPlan& plan_;
   const Parameters<T> parameters_;
@@ -315,8 +375,10 @@ class StepsForward {
   typename Device::Turn* device_ = nullptr;
   std::vector<KeptChain<T, M>> chains_;  // [layer * D + direction]
   std::vector<KeptLayer<T>> layers_;
-  char* room_ = nullptr;                    // of the device's products
+  char* room_ = nullptr;  // of the device's products
+  std::shared_ptr<const Plan> policy_;
   M* product_ = nullptr;                    // (D, B, G * H)
+  char* exchange_ = nullptr;                // of a persistent grid
   M* projected_ = nullptr;                  // (D, B, R)
   M *first_ = nullptr, *second_ = nullptr;  // (D, B, H): layer norm of c
   T* masked_ = nullptr;                     // (T, B, width): of input dropout

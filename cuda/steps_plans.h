@@ -1,5 +1,5 @@
-// Which policy runs the layers of a call on a device. All layers of a network have the same plan: what differs
-// between them is projected before their steps.
+// Which policy runs the layers of a call on a device. All layers of a network have the same plan: what
+// differs between them is projected before their steps.
 #pragma once
 
 #include <algorithm>
@@ -88,8 +88,8 @@ class Plans {
     problem.state = config.state_size();
     problem.directions = directions();
     // What acts outside of the steps, or on W_hh alone, does not matter.
-    problem.has_other_options =
-        config.layer_norm || noise.recurrent_dropout > 0 || noise.zoneout_h > 0 || noise.zoneout_c > 0;
+    problem.has_other_options = config.proj_size > 0 || config.layer_norm || noise.recurrent_dropout > 0 ||
+                                noise.zoneout_h > 0 || noise.zoneout_c > 0;
     return problem;
   }
 

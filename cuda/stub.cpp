@@ -37,6 +37,7 @@ void cuda_release(const CudaStream&, void*) {}
 void cuda_zero(const CudaStream&, void*, std::size_t) { throw_without_cuda(); }
 void cuda_upload(const CudaStream&, void*, const void*, std::size_t) { throw_without_cuda(); }
 void cuda_download(const CudaStream&, void*, const void*, std::size_t) { throw_without_cuda(); }
+void cuda_gather(const CudaStream&, void*, const StridedArray&) { throw_without_cuda(); }
 void cuda_wait(const CudaStream&) { throw_without_cuda(); }
 void cuda_wait_for(const CudaStream&, const CudaStream&) { throw_without_cuda(); }
 

@@ -286,15 +286,16 @@ class Run {
 int failures = 0, checks = 0;
 double largest_error[static_cast<int>(StorageKind::count)] = {};  // in units of the tolerance
 
-void report(const Case& c, StorageKind kind, const char* what, const std::string& name, std::size_t i,
-            double got, double expected) {
+void report(const Case& c, StorageKind kind, Policy policy, const char* what, const std::string& name,
+            std::size_t i, double got, double expected) {
   const Config& config = c.config;
   const auto number = [](std::int64_t n) { return static_cast<long long>(n); };
   std::printf(
-      "FAILED %s %s %s of %s: I %lld H %lld P %lld L %lld D %lld T %lld B %lld bias %d merge %s residual %d "
+      "FAILED %s by %s, %s %s of %s: I %lld H %lld P %lld L %lld D %lld T %lld B %lld bias %d merge %s "
+      "residual %d "
       "norm %d "
       "clip %g lengths %d resets %d noise %g %g %g %g %g %g training %d: [%zu] %.9g, not %.9g\n",
-      name_of(kind), what, name.c_str(), name_of(config.cell), number(config.input_size),
+      name_of(kind), name_of(policy), what, name.c_str(), name_of(config.cell), number(config.input_size),
       number(config.hidden_size), number(config.proj_size), number(config.num_layers),
       number(config.directions()), number(c.steps), number(c.batch), config.bias, name_of(config.merge),
       config.residual, config.layer_norm, config.clip, !c.lengths.empty(), !c.resets.empty(), c.noise.dropout,
@@ -304,8 +305,8 @@ void report(const Case& c, StorageKind kind, const char* what, const std::string
 }
 
 // Errors relative to the largest value of an array, or 1. Tolerance 0: the same bits.
-void compare(const Case& c, StorageKind kind, const char* what, const Results& got, const Results& expected,
-             double tolerance) {
+void compare(const Case& c, StorageKind kind, Policy policy, const char* what, const Results& got,
+             const Results& expected, double tolerance) {
   for (std::size_t n = 0; n < expected.size(); ++n) {
     const Array &a = got[n].values, &b = expected[n].values;
     // What a row without steps passes on may be NaN.
@@ -320,7 +321,7 @@ void compare(const Case& c, StorageKind kind, const char* what, const Results& g
         double& largest = largest_error[static_cast<int>(kind)];
         largest = std::max(largest, error / (tolerance * scale));
       } else if (!same) {
-        report(c, kind, what, got[n].name, i, a[i], b[i]);
+        report(c, kind, policy, what, got[n].name, i, a[i], b[i]);
         break;
       }
     }
@@ -361,9 +362,9 @@ struct Tolerance {
 
 // In units of the rounding u, for values of about 1. A layer rounds a value three times on its way to the
 // output: as the product with x, as h and as the output. Steps contract, W having rows of norm 0.4, so that
-// errors of earlier steps fade; those of earlier layers pass, so there are 3 u a layer. Backward the gates
-// and their gradients are rounded in the same way, and sums over all rows have errors that grow as the root
-// of their number.
+// errors of earlier steps fade; those of earlier layers pass: 3 u a layer.
+// Backward the gates and their gradients are rounded in the same way, and sums over all rows have errors that
+// grow as the root of their number.
 Tolerance tolerance_of(const Case& c, StorageKind kind) {
   // A norm of few units magnifies rounding without bound: 1 / sqrt(variance + 1e-5) is up to 316.
   const double magnified = c.config.layer_norm ? 4 : 1;
@@ -381,32 +382,71 @@ bool has_jumps(const Config& config) {
          (config.bidirectional && config.merge == Merge::max);
 }
 
-// Against a CPU network of as much precision or more, on the same numbers.
+// What a CPU network of as much precision or more makes of a case.
+struct Expected {
+  Results outputs, gradients;
+};
+
+template <class T>
+Expected expected_of(const Case& c) {
+  set_num_threads(1);
+  const auto network = make_cpu_network<T>(c.config);
+  const auto tape = network->make_tape();
+  Run<T> run(*network, c, false);
+  Expected expected;
+  expected.outputs = run.forward(nullptr);
+  run.forward(tape.get());
+  expected.gradients = run.backward(*tape, false);
+  return expected;
+}
+
+// How a network runs a case.
+template <class T>
+Policy policy_of(const CudaNetwork<T>& network, const Case& c) {
+  Forward<T> call;
+  call.steps = c.steps;
+  call.batch = c.batch;
+  call.noise = c.noise;
+  const std::vector<std::string> plans = network.plans(0, call, false);
+  for (int policy = 0; policy < static_cast<int>(Policy::count); ++policy) {
+    const std::string name = name_of(static_cast<Policy>(policy));
+    if (plans.at(0).substr(0, name.size()) == name) return static_cast<Policy>(policy);
+  }
+  throw std::logic_error("plans: expected the name of a policy, got " + plans[0]);
+}
+
+int taken[static_cast<int>(Policy::count)] = {};  // cases by policy
+
+template <class T>
+void check_policy(const Case& c, StorageKind kind, const Expected& expected, int team_threads,
+                  PolicyChoice choice) {
+  const emulated::StepsNetwork<EmulatedDevice, T> network(c.config, kind == StorageKind::tf32,
+                                                          EmulatedDevice(team_threads), choice);
+  const Policy policy = policy_of(network, c);
+  if (choice == PolicyChoice::automatic && policy == Policy::steps) return;
+  ++taken[static_cast<int>(policy)];
+  const Tolerance tolerance = tolerance_of(c, kind);
+  Run<T> got(network, c, below(2));
+  const Results outputs = got.forward(nullptr);
+  compare(c, kind, policy, "inference", outputs, expected.outputs, tolerance.forward);
+  compare(c, kind, policy, "inference again", got.forward(nullptr), outputs, 0);
+  const auto tape = network.make_tape();
+  compare(c, kind, policy, "forward", got.forward(tape.get()), outputs, 0);
+  const Results gradients = got.backward(*tape, true);
+  const bool is_short = kind != StorageKind::float32 && kind != StorageKind::float64;
+  if (!(is_short && has_jumps(c.config))) {
+    compare(c, kind, policy, "backward", gradients, expected.gradients, tolerance.backward);
+  }
+  compare(c, kind, policy, "backward again", got.backward(*tape, false), gradients, 0);
+}
+
+// On the same numbers.
 template <class T>
 void check(const Case& exact, StorageKind kind, int team_threads) {
-  using E = std::conditional_t<std::is_same_v<T, float>, float, double>;
-  const bool is_short = kind != StorageKind::float32 && kind != StorageKind::float64;
   const Case c = rounded<T>(exact);
-  set_num_threads(1);
-  const auto cpu = make_cpu_network<E>(c.config);
-  const emulated::StepsNetwork<EmulatedDevice, T> steps(c.config, kind == StorageKind::tf32,
-                                                        EmulatedDevice(team_threads));
-  const Tolerance tolerance = tolerance_of(c, kind);
-  Run<E> expected(*cpu, c, false);
-  Run<T> got(steps, c, below(2));
-  const Results outputs = got.forward(nullptr);
-  compare(c, kind, "inference", outputs, expected.forward(nullptr), tolerance.forward);
-  compare(c, kind, "inference again", got.forward(nullptr), outputs, 0);
-  const auto cpu_tape = cpu->make_tape();
-  const auto steps_tape = steps.make_tape();
-  compare(c, kind, "forward", got.forward(steps_tape.get()), outputs, 0);
-  expected.forward(cpu_tape.get());
-  const Results gradients = got.backward(*steps_tape, true);
-  const Results plain = expected.backward(*cpu_tape, false);
-  if (!(is_short && has_jumps(c.config))) {
-    compare(c, kind, "backward", gradients, plain, tolerance.backward);
-  }
-  compare(c, kind, "backward again", got.backward(*steps_tape, false), gradients, 0);
+  const Expected expected = expected_of<std::conditional_t<std::is_same_v<T, float>, float, double>>(c);
+  check_policy<T>(c, kind, expected, team_threads, PolicyChoice::steps);
+  check_policy<T>(c, kind, expected, team_threads, PolicyChoice::automatic);
 }
 
 // In double and single precision, and in one of the shorter kinds, each in its turn.
@@ -417,6 +457,52 @@ void check_kinds(const Case& c, int team_threads = 1) {
   if (++turn % 3 == 0) check<Bfloat16>(c, StorageKind::bf16, team_threads);
   if (turn % 3 == 1) check<Half>(c, StorageKind::fp16, team_threads);
   if (turn % 3 == 2) check<float>(c, StorageKind::tf32, team_threads);
+}
+
+Case persistent_case(CellKind cell, std::int64_t hidden, int i) {
+  Config config;
+  config.cell = cell;
+  config.hidden_size = hidden;
+  config.input_size = 1 + below(20);
+  config.num_layers = 1 + i % 2;
+  config.bidirectional = i / 2 % 2;
+  config.bias = below(4) != 0;
+  if (config.has_cell_state() && i == 1) config.clip = 0.25;
+  const std::int64_t steps = i == 4 ? 1 : 2 + below(8);
+  Case c = random_case(config, steps, 1 + below(20), i % 3 == 0, i % 3 == 2);
+  c.has_state = below(3) != 0;
+  c.has_grad_y = below(4) != 0;
+  c.has_grad_state = below(3) != 0;
+  c.has_all = below(2);
+  if (i == 5) {  // what acts outside of the steps
+    c.noise.training = true;
+    c.noise.dropout = c.noise.input_dropout = c.noise.weight_drop = 0.2;
+  }
+  return c;
+}
+
+// What persistent kernels take: in one block, and on devices with so little memory that it takes several.
+int check_persistent(CellKind cell, bool quick) {
+  Config config;
+  config.cell = cell;
+  const DeviceProperties usual = EmulatedDevice::properties(0);
+  int cases = 0;
+  const auto check_on = [&](const DeviceProperties& device, std::int64_t hidden) {
+    EmulatedDevice::properties(0) = device;
+    for (int i = 0; i < (quick ? 2 : 6); ++i, ++cases) check_kinds(persistent_case(cell, hidden, i));
+    EmulatedDevice::properties(0) = usual;
+  };
+  for (const std::int64_t hidden : {1, 20, 64}) check_on(usual, hidden);
+  for (const int largest_cluster : {8, 1}) {
+    for (const std::int64_t shared : {12, 16}) {
+      DeviceProperties small = usual;
+      small.largest_cluster = largest_cluster;
+      small.multiprocessors = 12;
+      small.shared_per_block = (config.gates() == 1 ? 6 : shared) * 1024;
+      check_on(small, shared == 12 ? 40 : 64);
+    }
+  }
+  return cases;
 }
 
 // ---- masks ------------------------------------------------------------------------------------------------
@@ -493,7 +579,8 @@ void check_errors() {
   Config config;
   config.input_size = 3;
   config.hidden_size = 4;
-  const emulated::StepsNetwork<EmulatedDevice, float> network(config, false, EmulatedDevice{});
+  const emulated::StepsNetwork<EmulatedDevice, float> network(config, false, EmulatedDevice{},
+                                                              PolicyChoice::automatic);
   if (cuda_build() == CudaBuild::none) {
     expect_error("a build without CUDA", "FASTRNN_CUDA=ON", [&] { make_cuda_network<float>(config, false); });
     expect_error("a build without CUDA", "FASTRNN_CUDA=ON", [] { cuda_device_count(); });
@@ -622,6 +709,7 @@ Case any_case(CellKind cell, std::int64_t hidden) {
 }  // namespace
 
 int main() {
+  const bool quick = std::getenv("FASTRNN_CHECK_QUICK") != nullptr;  // a sanitizer takes its time
   for (const double probability : {0.0, 1e-9, 0.1, 0.5, 0.999, 1.0}) {
     for (int kind = 0; kind < static_cast<int>(MaskKind::count); ++kind) {
       const std::uint64_t seed = (std::uint64_t{generator()} << 32) | generator();
@@ -660,6 +748,7 @@ int main() {
     for (const std::int64_t hidden : {1, 2, 15, 17, 33, 70}) {
       for (int i = 0; alone && i < 24; ++i, ++cases) check_kinds(any_case(kind, hidden));
     }
+    cases += check_persistent(kind, quick);
     for (int i = 0; i < 6; ++i, ++cases) {  // rows shared by threads
       Case c = any_case(kind, 11);
       Config config = c.config;
@@ -675,7 +764,14 @@ int main() {
     std::printf("FAILED %s: as exact as float32\n", name_of(kind));
     ++failures;
   }
-  std::printf("%d cases, %d checks, %d failures; largest errors, in units of the tolerance:", cases, checks,
+  for (int policy = 0; policy < static_cast<int>(Policy::count); ++policy) {
+    std::printf("%s%s %d", policy ? ", " : "networks by policy: ", name_of(static_cast<Policy>(policy)),
+                taken[policy]);
+    if (taken[policy] >= (quick ? 5 : 50)) continue;
+    std::printf("\nFAILED %s: hardly any case\n", name_of(static_cast<Policy>(policy)));
+    ++failures;
+  }
+  std::printf("\n%d cases, %d checks, %d failures; largest errors, in units of the tolerance:", cases, checks,
               failures);
   for (int kind = 0; kind < static_cast<int>(StorageKind::count); ++kind) {
     std::printf(" %s %.3f", name_of(static_cast<StorageKind>(kind)), largest_error[kind]);

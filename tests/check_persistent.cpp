@@ -516,6 +516,7 @@ class Reference {
 struct Cut {
   Policy policy;
   int panels, tiles, warps;
+  int ranges = 1;  // of steps, each with a launch of its own
 };
 
 template <class Op>
@@ -623,7 +624,26 @@ class Emulation {
       chain.h = h_[d].data();
       chain.c = c_[d].data();
     }
-    launch<PersistentForward<Cell, precision, depth, T, EmulatedGroup>>(call);
+    const int ranges = std::min(cut_.ranges, size_.steps);
+    const auto state = static_cast<std::size_t>(size_.batch * size_.hidden);
+    std::vector<T> carried_h[2][2];  // two that take turns, of each direction
+    std::vector<float> carried_c[2][2];
+    for (int r = 0; r < ranges; ++r) {
+      call.first_step = size_.steps * r / ranges;
+      call.end_step = size_.steps * (r + 1) / ranges;
+      for (int d = 0; d < size_.directions; ++d) {
+        PersistentForwardChain<T>& chain = call.chain[d];
+        chain.carried_h = r > 0 ? carried_h[r % 2][d].data() : nullptr;
+        chain.carried_c = r > 0 ? carried_c[r % 2][d].data() : nullptr;
+        std::vector<T>& left_h = carried_h[(r + 1) % 2][d];
+        std::vector<float>& left_c = carried_c[(r + 1) % 2][d];
+        left_h.assign(state, static_cast<T>(NAN));
+        left_c.assign(state, NAN);
+        chain.left_h = r + 1 < ranges ? left_h.data() : nullptr;
+        chain.left_c = r + 1 < ranges ? left_c.data() : nullptr;
+      }
+      launch<PersistentForward<Cell, precision, depth, T, EmulatedGroup>>(call);
+    }
   }
 
   void backward() {
@@ -695,10 +715,10 @@ void check_case(const char* name, const Size& size, double tolerance, float clip
     expect(error <= tolerance, what + ": " + one[i].first + " is off by " + std::to_string(error));
   }
   const Cut cuts[] = {{Policy::cluster, 1, 1, 1 + below(3)},
-                      {Policy::cluster, 2, 1 + below(2), 1 + below(4)},
+                      {Policy::cluster, 2, 1 + below(2), 1 + below(4), 2},
                       {Policy::grid, 1, 1 + below(3), 1 + below(3)},
-                      {Policy::grid, 3, 1, 2},
-                      {Policy::block, 1, 2, 1 + below(6)}};
+                      {Policy::grid, 3, 1, 2, size.steps},
+                      {Policy::block, 1, 2, 1 + below(6), 3}};
   for (const Cut& cut : cuts) {
     const auto run = Emulation<Cell, precision, depth, T>(in, cut, clip).run();
     const auto other = run.all(size.directions, Cell::has_cell_state);

@@ -33,13 +33,14 @@ def has_gpu() -> bool:
 
 
 def runs_here(item: pytest.Item, slow: bool, gpu: bool, emulated: bool) -> bool:
-    if "slow" in item.keywords and not slow:
+    marks = {mark.name for mark in item.iter_markers()}
+    if "slow" in marks and not slow:
         return False
-    if "without_gpu" in item.keywords:
+    if "without_gpu" in marks:
         return not (gpu or emulated)
-    if "emulated" in item.keywords:
+    if "emulated" in marks:
         return emulated
-    if "anywhere" in item.keywords or gpu:
+    if "anywhere" in marks or gpu:
         return True
     return item.path.name not in (GPU_FILES if emulated else (*GPU_FILES, *EMULATED_FILES))
 

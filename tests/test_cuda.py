@@ -440,15 +440,17 @@ class Traffic:
                 counts["made"] += 1
                 super().__init__(*arguments)
 
-            def upload(self, *arguments: Any) -> None:
-                counts["up"] += 1
-                super().upload(*arguments)
+        def counted(name: str, function: Any) -> Any:
+            def call(*arguments: Any) -> None:
+                counts[name] += 1
+                function(*arguments)
 
-            def download(self, *arguments: Any) -> None:
-                counts["down"] += 1
-                super().download(*arguments)
+            return call
 
         monkeypatch.setattr(functional, "DeviceMemory", Counting)
+        for name, function in (("up", "cuda_upload"), ("down", "cuda_download")):
+            counting = counted(name, getattr(functional, function))
+            monkeypatch.setattr(functional, function, counting)
 
     def during(self, call: Callable[[], Any]) -> tuple[int, int]:
         before = dict(self.counts)
@@ -494,7 +496,7 @@ def test_batch_first_views_of_steps_are_not_copied(
     traffic = Traffic(monkeypatch)
     gpu = on_gpu(make_layer("gru", H, H, rng, batch_first=True)).eval()
     x = to_device(rng.standard_normal((B, T, H)).astype(np.float32))
-    assert traffic.during(lambda: gpu(x)) == (1, 1)  # rearranged
+    assert traffic.during(lambda: gpu(x)) == (0, 0)  # rearranged there
     once = traffic.result[0]
     assert once.shape == (B, T, H)
     assert traffic.during(lambda: gpu(once)) == (0, 0)
@@ -624,6 +626,17 @@ def test_views_with_gaps(rng: Rng) -> None:
         np.testing.assert_array_equal(to_device(view(there)).numpy(), expected)
     with pytest.raises(ValueError, match="copy_from: expected an array without gaps, got strides"):
         there.copy_from(expected)
+
+
+def test_parts_of_an_array(rng: Rng) -> None:
+    array = rng.standard_normal((4, 5))
+    there = to_device(array)
+    offset = there.address + array.strides[0]
+    part = DeviceArray(there._owner, offset, (2, 5), there.dtype, None, 0)
+    np.testing.assert_array_equal(part.numpy(), array[1:3])
+    part.copy_from(np.zeros((2, 5)))
+    array[1:3] = 0
+    np.testing.assert_array_equal(there.numpy(), array)
 
 
 def test_copy_from(rng: Rng) -> None:
@@ -821,6 +834,9 @@ def test_streams_of_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert waits == []
     layer(Interface(array, stream=77))
     assert waits == [(0, 0, 77)]
+    for own in (None, -1, 1):
+        array.__dlpack__(stream=own)
+    assert len(waits) == 1
     array.__dlpack__(stream=99)
     assert waits == [(0, 0, 77), (0, 99, 0)]
 
@@ -829,6 +845,9 @@ def test_memory_of_the_host_is_not_taken_for_a_gpus(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(functional, "cuda_device_of", lambda address: -1)
     with pytest.raises(TypeError, match=r"x: .* got Interface: expected memory of a GPU"):
         fastrnn.GRU(I, H, device="cuda")(Interface(np.zeros((T, B, I), np.float32)))
+    # Nothing has an address.
+    empty = Interface(np.zeros((T, 0, I), np.float32))
+    assert fastrnn.GRU(I, H, device="cuda")(empty)[0].shape == (T, 0, H)
 
 
 def test_arrays_of_another_gpu_are_refused() -> None:
@@ -1139,6 +1158,14 @@ def test_lengths_and_resets_of_other_types(rng: Rng) -> None:
     for bools in (resets, resets.view(np.uint8)):
         assert_same_bits(gpu(x, None, lengths, to_device(bools))[0], expected)
     assert_same_bits(gpu(x, None, lengths, resets.tolist())[0], expected)
+    row = gpu(x[:, 0], None, [3])[0]
+    for number in (3, np.array(3), to_device(np.array(3))):
+        assert_same_bits(gpu(x[:, 0], None, number)[0], row)
+    for number in (9, to_device(np.array(9))):
+        with pytest.raises(
+            ValueError, match=r"lengths: expected integers in 0\.\.6, got 9 at row 0"
+        ):
+            gpu(x[:, 0], None, number)
 
 
 TEXTS = [

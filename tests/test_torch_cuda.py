@@ -519,13 +519,15 @@ def test_packed_without_waiting() -> None:
     module = make("LSTM")
     packed = torch.nn.utils.rnn.pack_padded_sequence(draw(T, B, INPUTS), [5, 3, 1])
     rows = fastrnn.torch.network.Packed
-    made = rows.of(packed.batch_sizes)  # which looks at what is on the host
+    made, on, moves = rows.of(packed.batch_sizes), rows.on, []  # of the host it may be looked at
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "of", lambda sizes: made)
+        patch.setattr(rows, "on", lambda *where: moves.append(where) or on(*where))
         patch.setattr(module, "_fits", lambda *_: True)
         with without_waiting():
             module(packed)[0].data.sum().backward()
     assert ran(1, 1)
+    assert len(moves) == 1
 
 
 # Nothing is copied, nothing is waited for.
@@ -709,16 +711,18 @@ def test_outputs_changed_in_place() -> None:
     assert_same([tensor.grad for tensor in leaves(given)], expected.grads[:3])
 
 
-@names
-def test_results_can_be_changed_in_place(name: str) -> None:
-    module = make(name, batch_first=True)
-    x = draw(B, T, INPUTS)
-    y, state = module(x)
-    expected = torch.autograd.grad((2 * y).sum(), module.parameters())
-    y, state = module(x)
-    for tensor in leaves((y, state)):
-        tensor.mul_(2)
-    assert_same(list(torch.autograd.grad(y.sum(), module.parameters())), list(expected))
+@pytest.mark.parametrize("batched", [True, False])
+@all_names
+def test_results_can_be_changed_in_place(name: str, batched: bool) -> None:
+    module = make(name, **({} if name in CELL_NAMES else {"batch_first": True}))
+    given = draw_given(module, batched)
+
+    def grads(change: bool) -> list[Any]:
+        outputs = leaves(module(*given))
+        doubled = [tensor.mul_(2) if change else tensor * 2 for tensor in outputs]
+        return list(torch.autograd.grad(weighted(home(doubled)), module.parameters()))
+
+    assert_same(grads(True), grads(False))
 
 
 def test_changed_input_raises() -> None:

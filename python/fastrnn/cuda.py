@@ -9,14 +9,15 @@ argument may lie on either side.
 All work is queued on the device's legacy default stream, and nothing waits for it but what copies
 to the host. Work of others on arrays that they hand over is waited for by the GPU, as their
 protocols say. An array on the GPU must be laid out step by step, (T, B, ...) without gaps, to be
-read in place: with ``batch_first`` that is a view of such memory, which is what results are. Any
-other layout is rearranged by way of the host.
+read in place: with ``batch_first`` that is a view of such memory, which is what results are. Of
+any other layout the GPU makes such a copy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class _Versioned(ctypes.Structure):
 
 
 _CPU, _CUDA, _CUDA_MANAGED = (1, 2, 13)  # device types
+_GPUS = (_CUDA, _CUDA_MANAGED)
 _SIGNED, _UNSIGNED, _FLOAT, _BFLOAT, _BOOL = (0, 1, 2, 4, 6)  # type codes
 _LEGACY, _VERSIONED = b"dltensor", b"dltensor_versioned"
 # Prototypes of our own: those of ctypes.pythonapi are shared by everyone in the process.
@@ -120,16 +122,18 @@ def _dtype_of(kind: _DataType) -> np.dtype[Any]:
 _STAND_INS = {"bfloat16": ("<u2", _BFLOAT), "bool": ("|u1", _BOOL)}
 
 
-class _AddressedArray:
+class _Addressed:
     """What NumPy makes an array of without looking at its memory."""
 
-    def __init__(self, array: DeviceArray, typestr: str) -> None:
-        self._owner = array  # which the array made of this keeps alive
+    def __init__(
+        self, owner: Any, address: int, shape: Sequence[int], typestr: str, strides: Any = None
+    ) -> None:
+        self._owner = owner  # which the array made of this keeps alive
         self.__array_interface__ = {
-            "shape": array.shape,
+            "shape": tuple(shape),
             "typestr": typestr,
-            "data": (array.address, False),
-            "strides": array.strides,
+            "data": (address, False),
+            "strides": strides,
             "version": 3,
         }
 
@@ -137,7 +141,7 @@ class _AddressedArray:
 def _export(array: DeviceArray, **options: Any) -> Any:
     """Make a capsule: NumPy's own, told that the memory is a GPU's."""
     typestr, code = _STAND_INS.get(array.dtype.name, (array.dtype.str, None))
-    stand_in = np.asarray(_AddressedArray(array, typestr))
+    stand_in = np.asarray(_Addressed(array, array.address, array.shape, typestr, array.strides))
     try:
         capsule = stand_in.__dlpack__(**options)
     except TypeError:  # NumPy before 2.1 knows the older kind of capsule only
@@ -202,9 +206,6 @@ def on_device(name: str, value: Any) -> DeviceArray | None:
         kind = type(value).__name__
         raise TypeError(f"{name}: expected an array, got {kind}: {error}") from error
     return None
-
-
-_GPUS = (_CUDA, _CUDA_MANAGED)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ class DeviceArray:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -363,21 +364,15 @@ class DeviceArray:
         ndarray
             A new, contiguous array.
         """
-        array: NDArray[Any] = np.empty(self.shape, self.dtype)
         if not self.size:
-            return array
-        if self._is_contiguous():
-            memory, offset = self._memory(0, self.nbytes)
-            memory.download(array, offset)
-            return array
+            return np.empty(self.shape, self.dtype)
         reach = [(size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
         low = sum(min(offset, 0) for offset in reach)
         high = sum(max(offset, 0) for offset in reach) + self.dtype.itemsize
         span = np.empty(high - low, np.uint8)
-        memory, offset = self._memory(low, high)
-        memory.download(span, offset)
-        array[...] = np.ndarray(self.shape, self.dtype, span, -low, self.strides)
-        return array
+        functional.cuda_download(self._stream(), span, self.address + low)
+        array: NDArray[Any] = np.ndarray(self.shape, self.dtype, span, -low, self.strides)
+        return array if array.flags.c_contiguous else array.copy()
 
     def copy_from(self, array: functional.SupportsArray) -> None:
         """Copy an array of the host into this one, after all that is queued.
@@ -403,9 +398,12 @@ class DeviceArray:
             raise ValueError(
                 f"copy_from: expected an array without gaps, got strides {self.strides}"
             )
-        if self.size:
-            memory, offset = self._memory(0, self.nbytes)
-            memory.upload(np.ascontiguousarray(given), offset)
+        if not self.size:
+            return
+        functional.cuda_upload(self._stream(), self.address, np.ascontiguousarray(given))
+
+    def _stream(self) -> tuple[int, int]:
+        return self._number, DEFAULT_STREAM
 
     def _is_contiguous(self) -> bool:
         step = self.dtype.itemsize
@@ -422,12 +420,11 @@ class DeviceArray:
             self._owner, self.address, (b, a, *shape), self.dtype, (j, i, *strides), self._number
         )
 
-    def _memory(self, low: int, high: int) -> tuple[functional.DeviceMemory, int]:
-        """Return memory that holds these bytes from the first element, and where in it they are."""
-        owner = self._owner.memory if isinstance(self._owner, Lent) else self._owner
-        if isinstance(owner, functional.DeviceMemory):
-            return owner, self.address - owner.address + low
-        return functional.DeviceMemory.borrow(self.address + low, high - low, self._number), 0
+    def _gather(self, to: int) -> None:
+        """Copy it, without gaps, to an address on its device."""
+        functional.cuda_gather(
+            self._stream(), to, self.address, self.shape, self.strides, self.dtype.itemsize
+        )
 
     def __array__(self, *arguments: Any, **options: Any) -> NoReturn:
         raise TypeError("it is on a GPU; its method numpy() copies it to the host")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -156,7 +157,7 @@ class _Block:
         end = 0
         for shape in self._shapes:
             self.offsets.append(end)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            nbytes = math.prod(shape) * dtype.itemsize
             end += -(-nbytes // ALIGNMENT) * ALIGNMENT
         self.nbytes = end
 
@@ -212,6 +213,7 @@ class Engine:
         self.parameter_shapes = self._core.parameter_shapes
         self._dtype = dtype
         self._device = device
+        self._stream = (device, DEFAULT_STREAM)
         self._inputs = input_size
         self._has_c = cell.startswith("lstm")
         self._chains = num_layers * (2 if bidirectional else 1)
@@ -248,7 +250,7 @@ class Engine:
         for array, parameter in zip(arrays, parameters, strict=True):
             array[...] = parameter
         memory = self._pool.take(self._block.nbytes)
-        memory.memory.upload(block)
+        functional.cuda_upload(self._stream, memory.address, block)
         self._staging.append((block, arrays))
         return _Weights(memory, self._block.addresses(memory))
 
@@ -366,20 +368,20 @@ class Engine:
         """Return an array's memory on the GPU, contiguous; `swap` says of swapped leading axes."""
         if array is None:
             return None
-        if isinstance(array, DeviceArray):
-            array = array._swapped() if swap else array
-            if array.size and array._is_contiguous():
-                return array
-            array = array.numpy()
-        elif swap:
-            array = array.swapaxes(0, 1)
+        if swap:
+            array = array._swapped() if isinstance(array, DeviceArray) else array.swapaxes(0, 1)
+        if isinstance(array, DeviceArray) and array.size and array._is_contiguous():
+            return array
         memory = self._pool.take(array.nbytes)
-        if array.size:
-            memory.memory.upload(np.ascontiguousarray(array))
+        if isinstance(array, DeviceArray):
+            array._gather(memory.address)
+        else:
+            contiguous = np.ascontiguousarray(array)
+            functional.cuda_upload(self._stream, memory.address, contiguous)
         return memory
 
     def _take(self, shape: Sequence[int]) -> Lent:
-        return self._pool.take(int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize)
+        return self._pool.take(math.prod(shape) * self._dtype.itemsize)
 
     def _finished(
         self, layout: _Layout, memory: Lent, shape: tuple[int, ...], swap: bool = False
@@ -449,7 +451,7 @@ class Engine:
             weights.addresses,
             noise,
             seed,
-            (self._device, DEFAULT_STREAM),
+            self._stream,
             workspace.block(),
             None if kept is None else kept.block(),
         )
@@ -498,13 +500,13 @@ class Engine:
             weights.addresses,
             self._block.addresses(gradients),
             retain,
-            (self._device, DEFAULT_STREAM),
+            self._stream,
             workspace.block(),
         )
         if not retain:
             tape._close()
         block, arrays = self._block.arrays()
-        gradients.memory.download(block)
+        functional.cuda_download(self._stream, block, gradients.address)
         grad_input = None
         if grad_x is not None:
             grad_input = self._finished(layout, grad_x, x_shape, swap=layout.batch_first)

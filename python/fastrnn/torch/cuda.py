@@ -308,5 +308,4 @@ def _padded(parts: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | Non
 
 
 def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Return where tensors lie, 0 for None; an empty one lies nowhere."""
-    return tuple(0 if tensor is None else tensor.data_ptr() or _ALIGNMENT for tensor in tensors)
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)

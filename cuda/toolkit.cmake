@@ -1,0 +1,23 @@
+# Before CUDA is enabled: nvcc of the packages nvidia-cuda-* looks for its libraries in lib64, where its own
+# packages have lib, and so cannot link what CMake asks of it.
+if(CMAKE_CUDA_COMPILER)
+  set(nvcc ${CMAKE_CUDA_COMPILER})
+elseif(DEFINED ENV{CUDACXX})
+  set(nvcc $ENV{CUDACXX})
+else()
+  find_program(FASTRNN_NVCC nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  mark_as_advanced(FASTRNN_NVCC)
+  set(nvcc ${FASTRNN_NVCC})
+endif()
+if(NOT nvcc)
+  message(FATAL_ERROR "FASTRNN_CUDA=ON: expected nvcc, of the CUDA toolkit or of the package nvidia-cuda-nvcc; if it "
+                      "is not on the PATH, set the environment variable CUDACXX to it")
+endif()
+if(NOT CMAKE_CUDA_COMPILER)
+  set(ENV{CUDACXX} "${nvcc}")
+endif()
+get_filename_component(nvcc "${nvcc}" REALPATH)
+get_filename_component(toolkit "${nvcc}/../.." ABSOLUTE)
+if(EXISTS "${toolkit}/lib/libcudart_static.a" AND NOT EXISTS "${toolkit}/lib64/libcudart_static.a")
+  set(ENV{LIBRARY_PATH} "${toolkit}/lib:$ENV{LIBRARY_PATH}")
+endif()
