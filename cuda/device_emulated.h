@@ -45,9 +45,12 @@ class EmulatedDevice {
   explicit EmulatedDevice(int team_threads = 1) : team_threads_(team_threads) {}
 
   static int count() { return 1; }
-  // What the planner is told. Set before the first call.
+  // What the planner is told: of the device that FASTRNN_EMULATED_DEVICE names.
   static DeviceProperties& properties(int) {
-    static DeviceProperties properties = device_named("H200");
+    static DeviceProperties properties = [] {
+      const char* const name = std::getenv("FASTRNN_EMULATED_DEVICE");
+      return device_named(name ? name : "H200");
+    }();
     return properties;
   }
   int number() const { return 0; }

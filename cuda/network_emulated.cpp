@@ -1,6 +1,4 @@
 // What stands for network.cu and runtime.cu in an emulated build: memory of the host, and no streams.
-#include <cstdlib>
-
 #include "device_emulated.h"
 #include "gather.h"
 #include "network.h"
@@ -13,13 +11,6 @@ CudaBuild cuda_build() { return CudaBuild::emulated; }
 
 template <class T>
 std::unique_ptr<CudaNetwork<T>> make_cuda_network(const Config& config, bool tf32) {
-  static const bool is_named = [] {
-    if (const char* const name = std::getenv("FASTRNN_EMULATED_DEVICE")) {
-      EmulatedDevice::properties(0) = device_named(name);
-    }
-    return true;
-  }();
-  (void)is_named;
   return std::make_unique<FASTRNN_TARGET::StepsNetwork<EmulatedDevice, T>>(config, tf32, EmulatedDevice(),
                                                                            policy_choice_of_environment());
 }

@@ -118,10 +118,9 @@ Entry entry_of(const Plan& plan, CellKind cell, StorageKind kind) {
   }
 }
 
-PersistentShape shape_of(const Plan& plan) {
-  PersistentShape shape = plan.shape;
-  shape.backward = backward;
-  return shape;
+const PersistentShape& shape_of(const Plan& plan) {
+  if (plan.shape.backward != backward) throw std::invalid_argument("plan: expected one of this pass");
+  return plan.shape;
 }
 
 int attribute_of_current(cudaDeviceAttr attribute) {
@@ -135,7 +134,7 @@ class Launch {
  public:
   // Tells the runtime what the kernel may use, which an occupancy query must know, too.
   Launch(const Plan& plan, Entry entry, int directions, cudaStream_t stream) {
-    const PersistentShape shape = shape_of(plan);
+    const PersistentShape& shape = shape_of(plan);
     // All that there is, so that threads that launch other sizes do not take it away again.
     const int most = attribute_of_current(cudaDevAttrMaxSharedMemoryPerBlockOptin) - persistent_static_bytes;
     check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, most),

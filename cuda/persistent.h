@@ -35,11 +35,11 @@ void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, Call c
 template <class Call>
 bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int directions);
 
-// The same of both passes.
+// The same in the plan's pass.
 template <class T>
 bool persistent_fits(const Plan& plan, CellKind cell, StorageKind kind, int directions) {
-  return fits_current_device<PersistentForwardCall<T>>(plan, cell, kind, directions) &&
-         fits_current_device<PersistentBackwardCall<T>>(plan, cell, kind, directions);
+  return plan.shape.backward ? fits_current_device<PersistentBackwardCall<T>>(plan, cell, kind, directions)
+                             : fits_current_device<PersistentForwardCall<T>>(plan, cell, kind, directions);
 }
 
 #endif

@@ -10,9 +10,9 @@ namespace fastrnn::FASTRNN_TARGET {
 namespace {
 
 template <class Run, class Call>
-void emulate_blocks(const Plan& plan, const PersistentShape& shape, Call call, int directions) {
-  call.layout = layout_of(shape);
-  run_emulated(shape, plan.policy, directions, plan.row_groups,
+void emulate_blocks(const Plan& plan, Call call, int directions) {
+  call.layout = layout_of(plan.shape);
+  run_emulated(plan.shape, plan.policy, directions, plan.row_groups,
                [&](EmulatedGroup& group, int d, int row_group) {
                  std::make_unique<Run>(group, call, call.chain[d], d, row_group)->run();
                });
@@ -21,15 +21,12 @@ void emulate_blocks(const Plan& plan, const PersistentShape& shape, Call call, i
 template <class Cell, Precision precision, class T>
 void emulate_kernel(const Plan& plan, const PersistentForwardCall<T>& call, int directions) {
   constexpr int depth = depth_of(1, Cell::gates, Operand<precision>::step, Operand<precision>::parts);
-  emulate_blocks<PersistentForward<Cell, precision, depth, T, EmulatedGroup>>(plan, plan.shape, call,
-                                                                              directions);
+  emulate_blocks<PersistentForward<Cell, precision, depth, T, EmulatedGroup>>(plan, call, directions);
 }
 template <class Cell, Precision precision, class T>
 void emulate_kernel(const Plan& plan, const PersistentBackwardCall<T>& call, int directions) {
   constexpr int depth = depth_of(1, Cell::gates, Operand<precision>::step, Operand<precision>::parts);
-  PersistentShape shape = plan.shape;
-  shape.backward = true;
-  emulate_blocks<PersistentBackward<Cell, precision, depth, T, EmulatedGroup>>(plan, shape, call, directions);
+  emulate_blocks<PersistentBackward<Cell, precision, depth, T, EmulatedGroup>>(plan, call, directions);
 }
 
 template <class Cell, template <class> class Call>

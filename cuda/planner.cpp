@@ -19,6 +19,7 @@ constexpr double cell_cycles = 350;             // two meetings of a block, and 
 constexpr double steps_floor = 3.6;             // a product and a pointwise kernel, launched one by one
 constexpr double shared_bytes_per_cycle = 128;  // of one multiprocessor
 constexpr double l2_bytes_per_cycle = 2500;     // of all
+constexpr double worthwhile = 0.8;              // of the time, for a policy that takes more to exchange
 constexpr int last_cluster_hidden = 512;        // beyond, a cluster has too few registers
 
 struct Numbers {
@@ -64,12 +65,6 @@ std::string excluded(const DeviceProperties& device, const Problem& problem) {
 
 int round_up(std::int64_t n, int to) { return static_cast<int>((n + to - 1) / to * to); }
 
-std::int64_t most_shared(const PersistentShape& shape) {
-  PersistentShape back = shape;
-  back.backward = true;
-  return std::max(shape.shared_bytes(), back.shared_bytes());
-}
-
 int most_items(const PersistentShape& shape) { return items_at_depth(shape.gates, shape.parts, shape.depth); }
 
 // Warps: one for each job, as far as registers go, and enough for the items.
@@ -83,7 +78,7 @@ int warps_of(const PersistentShape& shape, const DeviceProperties& device) {
 
 bool fits(const PersistentShape& shape, const DeviceProperties& device) {
   return shape.items() <= most_items(shape) * shape.threads() &&
-         most_shared(shape) + persistent_static_bytes <= device.shared_per_block;
+         shape.shared_bytes() + persistent_static_bytes <= device.shared_per_block;
 }
 
 double step_cost(const PersistentShape& shape, const Numbers& numbers, Policy policy, double waves) {
@@ -93,7 +88,7 @@ double step_cost(const PersistentShape& shape, const Numbers& numbers, Policy po
   double cycles = cell_cycles + products / numbers.multiply_adds_per_cycle;
   cycles +=
       static_cast<double>(shape.shared_jobs() * shape.job_bytes()) * shape.tiles / shared_bytes_per_cycle;
-  cycles += 2.0 * 4 * shape.jobs() * shape.gates * shape.tiles * PersistentShape::partial_floats /
+  cycles += 2.0 * 4 * shape.jobs() * shape.sums() * shape.tiles * PersistentShape::partial_floats /
             shared_bytes_per_cycle;
   if (policy != Policy::block) {
     const double bytes =
@@ -126,6 +121,7 @@ class Search {
     shape_.step = numbers_.step;
     shape_.parts = numbers_.parts;
     shape_.depth = depth_of(problem.hidden, shape_.gates, numbers_.step, numbers_.parts);
+    shape_.backward = problem.backward;
   }
 
   void consider(Policy policy) {
@@ -159,14 +155,15 @@ class Search {
     if (policy == Policy::grid && blocks > device_.multiprocessors) return;  // all must run at once
     const double waves = std::ceil(static_cast<double>(blocks) / device_.multiprocessors);
     const double cost = step_cost(shape, numbers_, policy, waves);
-    if (best_.policy != Policy::steps && cost >= best_.step_microseconds) return;
+    const double least = policy == best_.policy ? 1 : worthwhile;
+    if (best_.policy != Policy::steps && cost >= least * best_.step_microseconds) return;
     best_.policy = policy;
     best_.blocks_per_direction = groups * shape.ranks;
     best_.row_groups = groups;
     best_.units_per_block = shape.units();
     best_.batch_tile = shape.rows();
     best_.threads = shape.threads();
-    best_.shared_bytes = most_shared(shape);
+    best_.shared_bytes = shape.shared_bytes();
     best_.register_weight_bytes = std::min(shape.warps, shape.jobs()) * shape.job_bytes();
     best_.shared_weight_bytes = shape.shared_jobs() * shape.job_bytes();
     best_.step_microseconds = cost;
@@ -224,17 +221,17 @@ const char* name_of(Policy policy) {
   return names[static_cast<int>(policy)];
 }
 
-// The policies with the cheaper exchange come first; one that reaches further is asked only where they have
-// no way. So the policy follows from H, and the batch decides no more than tiles.
+// The cheapest way by the estimates; of nearly equal ones that which exchanges in the simplest way.
 Plan plan_layer(const DeviceProperties& device, const Problem& problem) {
   const std::string reason = excluded(device, problem);
   if (!reason.empty()) return steps_plan(reason);
   Search search(device, problem);
-  search.consider(Policy::block);
   const bool has_clusters = device.major >= 9 && device.largest_cluster > 1;
-  const bool one_block = search.best().policy == Policy::block;
-  if (!one_block && has_clusters && problem.hidden <= last_cluster_hidden) search.consider(Policy::cluster);
-  if (search.best().policy == Policy::steps && device.has_cooperative_launch) search.consider(Policy::grid);
+  if (problem.hidden <= last_cluster_hidden) {
+    search.consider(Policy::block);
+    if (has_clusters) search.consider(Policy::cluster);
+  }
+  if (device.has_cooperative_launch) search.consider(Policy::grid);
   Plan plan = search.best();
   if (plan.policy == Policy::steps) return steps_plan("weights and states exceed all multiprocessors");
   const double alternative = steps_cost(device, problem, numbers_of(problem.kind));
@@ -256,10 +253,9 @@ std::size_t exchange_flag_bytes(const Plan& plan, std::int64_t directions) {
 
 std::size_t exchange_bytes(const Plan& plan, std::int64_t directions) {
   if (plan.policy != Policy::grid) return 0;
-  PersistentShape shape = plan.shape;
-  shape.backward = true;  // the larger of the two
   const std::int64_t groups = directions * plan.row_groups;
-  return exchange_flag_bytes(plan, directions) + static_cast<std::size_t>(groups * 2 * shape.buffer_bytes());
+  return exchange_flag_bytes(plan, directions) +
+         static_cast<std::size_t>(groups * 2 * plan.shape.buffer_bytes());
 }
 
 PolicyChoice policy_choice_of_environment() {

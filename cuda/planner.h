@@ -33,12 +33,14 @@ enum class Policy : int { steps, block, cluster, grid, count };
 const char* name_of(StorageKind kind);
 const char* name_of(Policy policy);
 
-// One layer. `float32` has products as exact as float32's; `tf32` allows the tensor cores' shorter numbers.
+// One layer in one pass: the arrays between the passes are the same whatever ran, so that each has a plan of
+// its own. `float32` has products as exact as float32's; `tf32` allows the tensor cores' shorter numbers.
 struct Problem {
   CellKind cell = CellKind::lstm;
   StorageKind kind = StorageKind::float32;
   std::int64_t steps = 0, batch = 0, hidden = 0, state = 0, directions = 1;  // T, B, H, R, D
   bool has_other_options = false;  // noise, layer norm: what only Steps does
+  bool backward = false;
 };
 
 struct Plan {
@@ -48,12 +50,12 @@ struct Plan {
   int units_per_block = 0;
   int batch_tile = 0;  // rows
   int threads = 0;
-  std::int64_t shared_bytes = 0;           // of a block, the larger of both passes
+  std::int64_t shared_bytes = 0;           // of a block
   std::int64_t register_weight_bytes = 0;  // of a block: weights in registers ...
   std::int64_t shared_weight_bytes = 0;    // ... and in shared memory
-  double step_microseconds = 0;            // estimated, forward
-  PersistentShape shape;                   // of the forward pass; that of the backward one has its flag set
-  std::string why;                         // for people: why this and no other
+  double step_microseconds = 0;            // estimated
+  PersistentShape shape;
+  std::string why;  // for people: why this and no other
 
   int blocks(std::int64_t directions) const { return static_cast<int>(directions) * blocks_per_direction; }
 };

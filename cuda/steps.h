@@ -60,10 +60,11 @@ class StepsNetwork : public CudaNetwork<T> {
     return StepsBackward<Device, T, M>(settings_, plans_, static_cast<const Kept&>(tape), call).bytes();
   }
 
-  std::vector<std::string> plans(int device, const Forward<T>& call, bool) const override {
+  std::vector<std::string> plans(int device, const Forward<T>& call, bool keep) const override {
     typename Device::Turn turn(device_.on({device, nullptr}));
-    const auto plan = plans_.plan(turn, call.steps, call.batch, call.noise);
-    return std::vector<std::string>(static_cast<std::size_t>(settings_.config.num_layers), plan->why);
+    std::string text = plans_.plan(turn, call.steps, call.batch, call.noise, false)->why;
+    if (keep) text += "; backward " + plans_.plan(turn, call.steps, call.batch, call.noise, true)->why;
+    return std::vector<std::string>(static_cast<std::size_t>(settings_.config.num_layers), text);
   }
 
   void forward(const Weights<T>*, Workspace& workspace, const Forward<T>& call) const override {

@@ -43,7 +43,7 @@ class StepsBackward {
   void run(StepsWorkspace<Device>& workspace) {
     typename Device::Turn device(workspace.device);
     device_ = &device;
-    policy_ = plans_.plan(device, tape_.steps, batch(), tape_.noise);
+    policy_ = plans_.plan(device, tape_.steps, batch(), tape_.noise, true);
     Arena arena(workspace.memory.reserve("workspace", device, bytes()));
     lay_out_call(arena);
     device.use_room(room_);
@@ -81,8 +81,8 @@ class StepsBackward {
                        each = directions_ * batch();
     const Noise& noise = tape_.noise;
     room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
-    exchange_ =
-        arena.take<char>(static_cast<std::int64_t>(plans_.exchange_bytes(frame_.steps, batch(), noise)));
+    exchange_ = arena.take<char>(
+        static_cast<std::int64_t>(plans_.exchange_bytes(frame_.steps, batch(), noise, true)));
     if (call_.retain) slots_ = arena.take<T>(directions_ * slots_size());
     carry_ = arena.take<M>(each * state);
     product_ = arena.take<M>(each * state);

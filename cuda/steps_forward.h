@@ -40,7 +40,7 @@ class StepsForward {
   void run(StepsWorkspace<Device>& workspace) {
     typename Device::Turn device(workspace.device);
     device_ = &device;
-    policy_ = plans_.plan(device, call_.steps, batch(), call_.noise);
+    policy_ = plans_.plan(device, call_.steps, batch(), call_.noise, false);
     if (keeps_all_) {
       auto& tape = static_cast<StepsTape<Device, T, M>&>(*call_.tape);
       tape.begin(device, config_, plan_, call_);
@@ -84,8 +84,8 @@ class StepsForward {
     const Noise& noise = call_.noise;
     room_ = arena.take<char>(static_cast<std::int64_t>(Device::room_bytes()));
     // Aligned as the whole is: a room is a multiple of that.
-    exchange_ =
-        arena.take<char>(static_cast<std::int64_t>(plans_.exchange_bytes(call_.steps, batch(), noise)));
+    exchange_ = arena.take<char>(
+        static_cast<std::int64_t>(plans_.exchange_bytes(call_.steps, batch(), noise, false)));
     product_ = arena.take<M>(rows * config_.gates() * hidden);
     if (config_.proj_size) projected_ = arena.take<M>(rows * state);
     if (config_.layer_norm && config_.has_cell_state()) {

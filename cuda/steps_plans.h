@@ -50,17 +50,17 @@ class Plans {
 
   // One that the device whose turn it is can run.
   std::shared_ptr<const Plan> plan(typename Device::Turn& device, std::int64_t steps, std::int64_t batch,
-                                   const Noise& noise) {
-    const Problem problem = problem_of(steps, batch, noise);
-    return plans_.get({device.number(), steps > 1, batch, problem.has_other_options},
+                                   const Noise& noise, bool backward) {
+    const Problem problem = problem_of(steps, batch, noise, backward);
+    return plans_.get({device.number(), steps > 1, batch, problem.has_other_options, backward},
                       [&] { return std::make_shared<const Plan>(fitting(device, problem)); });
   }
 
   // Of memory that such a call's plan may need, whatever the device.
-  std::size_t exchange_bytes(std::int64_t steps, std::int64_t batch, const Noise& noise) {
+  std::size_t exchange_bytes(std::int64_t steps, std::int64_t batch, const Noise& noise, bool backward) {
     if (!may_persist()) return 0;
-    const Problem problem = problem_of(steps, batch, noise);
-    return bytes_.get({steps > 1, batch, problem.has_other_options}, [&] {
+    const Problem problem = problem_of(steps, batch, noise, backward);
+    return bytes_.get({steps > 1, batch, problem.has_other_options, backward}, [&] {
       std::size_t bytes = 0;
       for (int device = 0; device < Device::count(); ++device) {
         DeviceProperties properties = Device::properties(device);
@@ -77,7 +77,7 @@ class Plans {
   std::int64_t directions() const { return settings_.config.directions(); }
   bool may_persist() const { return !std::is_same_v<T, double> && choice_ == PolicyChoice::automatic; }
 
-  Problem problem_of(std::int64_t steps, std::int64_t batch, const Noise& noise) const {
+  Problem problem_of(std::int64_t steps, std::int64_t batch, const Noise& noise, bool backward) const {
     const Config& config = settings_.config;
     Problem problem;
     problem.cell = config.cell;
@@ -87,6 +87,7 @@ class Plans {
     problem.hidden = config.hidden_size;
     problem.state = config.state_size();
     problem.directions = directions();
+    problem.backward = backward;
     // What acts outside of the steps, or on W_hh alone, does not matter.
     problem.has_other_options = config.proj_size > 0 || config.layer_norm || noise.recurrent_dropout > 0 ||
                                 noise.zoneout_h > 0 || noise.zoneout_c > 0;
@@ -120,8 +121,8 @@ class Plans {
 
   const Settings& settings_;
   const PolicyChoice choice_;
-  Remembered<std::tuple<int, bool, std::int64_t, bool>, std::shared_ptr<const Plan>> plans_;
-  Remembered<std::tuple<bool, std::int64_t, bool>, std::size_t> bytes_;
+  Remembered<std::tuple<int, bool, std::int64_t, bool, bool>, std::shared_ptr<const Plan>> plans_;
+  Remembered<std::tuple<bool, std::int64_t, bool, bool>, std::size_t> bytes_;
 };
 
 }  // namespace fastrnn::FASTRNN_TARGET

@@ -18,6 +18,7 @@
 #include "steps.h"
 
 using namespace fastrnn;
+using emulated::Settings;
 
 namespace {
 
@@ -613,6 +614,60 @@ void check_errors() {
   expect_error("y by rows", "y: expected a contiguous", [&] { network.forward(nullptr, *workspace, wrong); });
 }
 
+// ---- plans ------------------------------------------------------------------------------------------------
+
+// A device with less room than the planner expects of it.
+class CrampedDevice : public EmulatedDevice {
+ public:
+  class Turn : public EmulatedDevice::Turn {
+   public:
+    Turn(int largest_cluster, bool has_grid)
+        : EmulatedDevice::Turn(EmulatedDevice()), largest_cluster_(largest_cluster), has_grid_(has_grid) {}
+    template <class T, class... Others>
+    bool fits(const Plan& plan, const Others&...) {
+      ++asked;
+      return plan.policy == Policy::cluster ? plan.shape.ranks <= largest_cluster_ : has_grid_;
+    }
+    int asked = 0;
+
+   private:
+    const int largest_cluster_;
+    const bool has_grid_;
+  };
+};
+
+void check_plans() {
+  Settings settings;
+  settings.config.cell = CellKind::lstm;
+  settings.config.hidden_size = 256;
+  constexpr std::int64_t steps = 10, batch = 8;
+  const auto expect_pass = [&](int largest_cluster, bool has_grid, Policy policy, PolicyChoice choice,
+                               bool backward) {
+    emulated::Plans<CrampedDevice, Bfloat16> plans(settings, choice);
+    CrampedDevice::Turn device(largest_cluster, has_grid);
+    const auto plan = plans.plan(device, steps, batch, {}, backward);
+    const int asked = device.asked;
+    const bool once = plans.plan(device, steps, batch, {}, backward) == plan && device.asked == asked;
+    const bool enough = plans.exchange_bytes(steps, batch, {}, backward) >= exchange_bytes(*plan, 1);
+    const bool small = plan->policy != Policy::cluster || plan->shape.ranks <= largest_cluster;
+    const std::string name = name_of(policy);
+    const bool says = plan->why.substr(0, name.size()) == name;
+    ++checks;
+    if (plan->policy == policy && once && enough && small && says) return;
+    std::printf("FAILED plans: clusters of %d, grid %d: %s\n", largest_cluster, has_grid, plan->why.c_str());
+    ++failures;
+  };
+  const auto expect = [&](int largest_cluster, bool has_grid, Policy policy, PolicyChoice choice) {
+    for (const bool backward : {false, true})
+      expect_pass(largest_cluster, has_grid, policy, choice, backward);
+  };
+  expect(16, true, Policy::cluster, PolicyChoice::automatic);
+  expect(6, true, Policy::cluster, PolicyChoice::automatic);
+  expect(0, true, Policy::grid, PolicyChoice::automatic);
+  expect(0, false, Policy::steps, PolicyChoice::automatic);
+  expect(16, true, Policy::steps, PolicyChoice::steps);
+}
+
 // ---- cases ------------------------------------------------------------------------------------------------
 
 Noise all_noise(const Config& config) {
@@ -718,6 +773,7 @@ int main() {
     }
   }
   check_errors();
+  check_plans();
   int cases = 0;
 #if defined(__SANITIZE_THREAD__)  // only teams have threads, and its checks are slow
   constexpr bool alone = false;

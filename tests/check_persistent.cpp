@@ -40,16 +40,17 @@ struct Row {
   StorageKind kind;
   std::int64_t steps, batch, hidden, directions;
   Policy policy;
+  bool backward = false;
 };
 
 // What the policies are for, and the limits of each device.
 const Row table[] = {
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 1, 64, 1, Policy::block},
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 8, 96, 1, Policy::block},
-    {"H200", CellKind::lstm, StorageKind::fp16, 100, 1, 128, 2, Policy::block},
+    {"H200", CellKind::lstm, StorageKind::fp16, 100, 1, 128, 2, Policy::cluster},
     {"H200", CellKind::gru, StorageKind::bf16, 100, 32, 128, 1, Policy::block},
     {"H200", CellKind::rnn_tanh, StorageKind::bf16, 100, 32, 128, 1, Policy::block},
-    {"H200", CellKind::lstm, StorageKind::tf32, 100, 8, 96, 1, Policy::block},
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 8, 96, 1, Policy::cluster},
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 8, 192, 1, Policy::cluster},
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 16, 256, 1, Policy::cluster},
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 64, 256, 1, Policy::cluster},
@@ -62,6 +63,14 @@ const Row table[] = {
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 1, 1024, 2, Policy::grid},
     {"H200", CellKind::gru, StorageKind::bf16, 100, 8, 1024, 1, Policy::grid},
     {"H100", CellKind::lstm, StorageKind::bf16, 100, 16, 1024, 1, Policy::grid},
+    {"H200", CellKind::lstm, StorageKind::bf16, 100, 16, 1024, 1, Policy::grid, true},
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 16, 768, 1, Policy::grid, true},
+    // A block alone would read half of its weights from shared memory in every step.
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 16, 128, 1, Policy::cluster},
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 16, 64, 1, Policy::block},
+    // Backward exchanges the gradients of all gates, for which there is less room.
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 16, 1024, 1, Policy::grid},
+    {"H200", CellKind::lstm, StorageKind::tf32, 100, 16, 1024, 1, Policy::steps, true},
     {"B200", CellKind::lstm, StorageKind::bf16, 100, 16, 512, 1, Policy::cluster},
     {"B200", CellKind::lstm, StorageKind::bf16, 100, 16, 1024, 1, Policy::grid},
     // No clusters: small ones in a block, the others over the grid, as far as shared memory goes.
@@ -71,7 +80,7 @@ const Row table[] = {
     {"L4", CellKind::lstm, StorageKind::bf16, 100, 8, 64, 1, Policy::block},
     {"RTX 4090", CellKind::lstm, StorageKind::bf16, 100, 8, 256, 1, Policy::grid},
     {"RTX 5090", CellKind::lstm, StorageKind::bf16, 100, 8, 64, 1, Policy::block},
-    {"RTX 5090", CellKind::lstm, StorageKind::bf16, 100, 8, 128, 1, Policy::block},
+    {"RTX 5090", CellKind::lstm, StorageKind::bf16, 100, 8, 128, 1, Policy::cluster},
     {"RTX 5090", CellKind::lstm, StorageKind::bf16, 100, 8, 192, 1, Policy::cluster},
     // Too large, too exact, too short, or with what only Steps does.
     {"H200", CellKind::lstm, StorageKind::bf16, 100, 16, 4096, 1, Policy::steps},
@@ -88,7 +97,7 @@ const Row table[] = {
 std::string text_of(const Row& row) {
   return std::string(row.device) + " " + name_of(row.cell) + " " + name_of(row.kind) + " T" +
          std::to_string(row.steps) + " B" + std::to_string(row.batch) + " H" + std::to_string(row.hidden) +
-         " D" + std::to_string(row.directions);
+         " D" + std::to_string(row.directions) + (row.backward ? " backward" : "");
 }
 
 void check_limits(const DeviceProperties& device, const Problem& problem, const std::string& what) {
@@ -102,6 +111,7 @@ void check_limits(const DeviceProperties& device, const Problem& problem, const 
          what + ": registers");
   expect(plan.register_weight_bytes + plan.shared_weight_bytes == shape.jobs() * shape.job_bytes(),
          what + ": weights");
+  expect(shape.backward == problem.backward, what + ": the other pass");
   expect(shape.items() <= items_at_depth(shape.gates, shape.parts, shape.depth) * shape.threads(),
          what + ": items");
   expect(shape.panels_of(shape.ranks - 1) > 0, what + ": an idle block");
@@ -120,7 +130,8 @@ void check_limits(const DeviceProperties& device, const Problem& problem, const 
 
 void check_planner(bool verbose) {
   for (const Row& row : table) {
-    Problem problem{row.cell, row.kind, row.steps, row.batch, row.hidden, row.hidden, row.directions, false};
+    Problem problem{row.cell,   row.kind,       row.steps, row.batch,   row.hidden,
+                    row.hidden, row.directions, false,     row.backward};
     const Plan plan = plan_layer(device_named(row.device), problem);
     expect(plan.policy == row.policy,
            text_of(row) + ": expected " + name_of(row.policy) + ", got " + plan.why);
@@ -142,11 +153,14 @@ void check_planner(bool verbose) {
         for (const int hidden : {1, 16, 50, 64, 100, 128, 200, 256, 300, 512, 700, 768, 1024, 1500, 2048}) {
           for (const int batch : {1, 7, 8, 16, 33, 64, 128, 1000}) {
             for (const int directions : {1, 2}) {
-              const Problem problem{
-                  cell, static_cast<StorageKind>(kind), 50, batch, hidden, hidden, directions, false};
-              check_limits(
-                  device, problem,
-                  text_of({device.name, cell, problem.kind, 50, batch, hidden, directions, Policy::steps}));
+              for (const bool backward : {false, true}) {
+                const Problem problem{
+                    cell,    static_cast<StorageKind>(kind), 50, batch, hidden, hidden, directions, false,
+                    backward};
+                check_limits(device, problem,
+                             text_of({device.name, cell, problem.kind, 50, batch, hidden, directions,
+                                      Policy::steps, backward}));
+              }
             }
           }
         }
