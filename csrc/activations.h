@@ -108,10 +108,35 @@ FASTRNN_HD inline T where_positive(T x, T value) {
   return x > T(0) ? value : T(0);
 }
 
-// x * 2^n with one rounding; n holds an integer.
+// On a device ldexp and the division branch for arguments that never come, and a branch keeps the gates of a
+// unit from overlapping; so floats have ways of their own there.
+
+// x * 2^n with one rounding; n holds an integer, at least -150 and at most 129, and 1/2 <= x < 2.
 template <class T>
 FASTRNN_HD inline T scale_by_power(T x, T n) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    // The sum's last bits are n. Two factors: 2^n itself may be subnormal.
+    constexpr float magic = Exponential<float>::round_magic;
+    const int power = __float_as_int(n + magic) - __float_as_int(magic), half = power >> 1;
+    return x * __int_as_float((half + 127) << 23) * __int_as_float((power - half + 127) << 23);
+  }
+#endif
   return std::ldexp(x, static_cast<int>(n));
+}
+
+// a / b for 1 <= b <= 2^60 and |a| <= b; on a device within 1 ulp.
+template <class V>
+FASTRNN_HD inline V quotient(V a, V b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(V) == sizeof(float)) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(b));
+    const float near = a * reciprocal;
+    return __fmaf_rn(reciprocal, __fmaf_rn(-b, near, a), near);
+  }
+#endif
+  return a / b;
 }
 
 // x = n ln2 + r with |r| <= ln2 / 2; returns r and the polynomial p of e^r = 1 + r + r^2 p.
@@ -146,7 +171,7 @@ template <class V>
 FASTRNN_HD inline V sigmoid(V x) {
   using E = Exponential<typename LaneOf<V>::type>;
   V e = bounded_exponential(minimum(V(E::saturation), maximum(V(E::lowest), x)));
-  return e / (e + V(1));
+  return quotient(e, e + V(1));
 }
 
 // With t = e^(2|x|) - 1: tanh |x| = t / (t + 2), and tanh is odd. t is formed without cancellation.
@@ -157,7 +182,7 @@ FASTRNN_HD inline V hyperbolic_tangent(V x) {
   V r = reduce(minimum(V(E::saturation), magnitude(x + x)), n, p);
   V power = scale_by_power(V(1), n);
   V t = multiply_add(power, multiply_add(p, r * r, r), power - V(1));
-  return with_sign_of(x, t / (t + V(2)));
+  return with_sign_of(x, quotient(t, t + V(2)));
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

@@ -225,6 +225,14 @@ void product(const ProductArguments<T>& in) {
   }
 }
 
+// Stores a whole vector, of which `exist` lanes are of units. The others are zero: products read them, and an
+// infinite input makes NaN of them, because their weights are zero.
+template <class T>
+FASTRNN_INLINE void store_existing(Vec<T> v, T* to, std::int64_t exist) {
+  v.store(to);
+  if (exist < Vec<T>::lanes) Vec<T>::load_partial(to, static_cast<int>(exist)).store(to);
+}
+
 // The lane-wise math backward of `count` vectors at once, the first of them panel `panel` of row `row`, which
 // moves on to the one after them.
 template <int count, class T, class Cell>
@@ -271,13 +279,14 @@ FASTRNN_INLINE void backward_vectors(const BackwardArguments<T>& b, std::int64_t
   for (int i = 0; i < count; ++i) {
     const std::int64_t unit = units[i], r = rows[i];
     T* slots = b.slots + r * b.slots_stride + unit * b.slots_per_unit + Cell::slot_offset * lanes;
+    const std::int64_t exist = b.units - unit;
 #pragma GCC unroll 4
-    for (int j = 0; j < Cell::slots; ++j) slot[j].part[i].store(slots + j * lanes);
-    if constexpr (Cell::has_cell_state) grad.c.part[i].store(b.dc + r * b.dc_stride + unit);
+    for (int j = 0; j < Cell::slots; ++j) store_existing(slot[j].part[i], slots + j * lanes, exist);
+    if constexpr (Cell::has_cell_state) store_existing(grad.c.part[i], b.dc + r * b.dc_stride + unit, exist);
     if constexpr (Cell::passes_h) {
       T* dh = b.dh + r * b.dh_stride + unit;
       const V h = grad.h.part[i];
-      (Cell::adds_h ? h + V::load(dh) : h).store(dh);
+      store_existing(Cell::adds_h ? h + V::load(dh) : h, dh, exist);
     }
   }
 }

@@ -57,29 +57,52 @@ inline DeviceProperties properties_of(int device) {
   return properties;
 }
 
-// Makes a device the host thread's current one for a while.
+// Two functions of the driver, which this library is not linked with.
+class Driver {
+ public:
+  static const Driver& instance() {
+    static const Driver driver;
+    return driver;
+  }
+
+  int (*get_context)(void** context) = nullptr;
+  int (*set_context)(void* context) = nullptr;
+
+ private:
+  Driver() {
+    find("cuCtxGetCurrent", get_context);
+    find("cuCtxSetCurrent", set_context);
+  }
+  template <class Function>
+  static void find(const char* name, Function& function) {
+    constexpr unsigned version = 12000;
+    void* found = nullptr;
+    check_cuda(cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, nullptr),
+               "search of a function of the driver");
+    function = reinterpret_cast<Function>(found);
+    if (!function) throw std::runtime_error(std::string("device='cuda': expected a driver with ") + name);
+  }
+};
+
+// Makes a device the host thread's current one for a while. What was current before is known by its context
+// and not by its number: to choose a number would make a context there if there was none.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(int device) {
-    check_cuda(cudaGetDevice(&before_), "query of the current device");
-    if (before_ == device) return;
+  explicit CurrentDevice(int device) : driver_(Driver::instance()) {
+    if (driver_.get_context(&before_) != 0) before_ = nullptr;
     const cudaError_t status = cudaSetDevice(device);
-    if (status != cudaSuccess) {
-      (void)cudaGetLastError();
-      throw std::runtime_error("device='cuda:" + std::to_string(device) +
-                               "' cannot be used: " + cudaGetErrorString(status));
-    }
-    changed_ = true;
+    if (status == cudaSuccess) return;
+    (void)cudaGetLastError();
+    throw std::runtime_error("device='cuda:" + std::to_string(device) +
+                             "' cannot be used: " + cudaGetErrorString(status));
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (changed_ && cudaSetDevice(before_) != cudaSuccess) (void)cudaGetLastError();
-  }
+  ~CurrentDevice() { (void)driver_.set_context(before_); }
 
  private:
-  int before_ = 0;
-  bool changed_ = false;
+  const Driver& driver_;
+  void* before_ = nullptr;  // null: none
 };
 
 constexpr int block_threads = 256, warp_threads = 32;
@@ -193,7 +216,7 @@ class CudaDevice {
   class Turn;
 
  private:
-  // Memory that comes back stays for the next call.
+  // Of memory that comes back, some stays for the next call; others in this process may want the rest.
   static cudaMemPool_t pool(int device) {
     static std::mutex mutex;
     static std::map<int, cudaMemPool_t> pools;
@@ -205,7 +228,7 @@ class CudaDevice {
     properties.location.id = device;
     cudaMemPool_t pool = nullptr;
     check_cuda(cudaMemPoolCreate(&pool, &properties), "creation of a memory pool");
-    std::uint64_t threshold = ~std::uint64_t{0};
+    std::uint64_t threshold = std::uint64_t{64} << 20;
     const cudaError_t status = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold);
     if (status != cudaSuccess) (void)cudaMemPoolDestroy(pool);
     check_cuda(status, "creation of a memory pool");

@@ -161,11 +161,16 @@ struct Accumulator {
   float value[4];
 };
 
-// high and low part of a float32; an infinite one has no low part.
+// High and low part of a float32. An infinite one is all in its low part: the other operand's low part, often
+// zero, meets this one's high part, and 0 * infinity would be NaN.
 FASTRNN_HD inline void split_tf32(float x, std::uint32_t& high, std::uint32_t& low) {
+  constexpr std::uint32_t infinity = 0x7F800000;
   high = tf32_bits(x);
-  const float rest = x - bits_as<float>(high);
-  low = tf32_bits(rest == rest ? rest : 0.0f);
+  if ((high & 0x7FFFFFFF) == infinity) {  // or rounds to it
+    const auto bits = bits_as<std::uint32_t>(x);
+    high = (bits & 0x7FFFFFFF) == infinity ? 0 : bits & ~0x1FFFu;
+  }
+  low = tf32_bits(x - bits_as<float>(high));
 }
 
 // The left fragment of a matrix, at(row, column) being its element.

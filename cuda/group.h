@@ -24,15 +24,26 @@
 
 namespace fastrnn::FASTRNN_TARGET {
 
-// Calls f(byte) for the vectors of some panels in every row of a buffer, the share of one thread.
-constexpr int vector_bytes = 16;
-
+// f(byte) for vectors of the piece of a rank, where `first` is less than `stride`.
 template <class F>
-FASTRNN_DEVICE void each_vector(const PersistentLayout& layout, int first_panel, int panels, int thread,
-                                const F& f) {
-  const int of_row = panels * layout.panel_bytes / vector_bytes, all = layout.exchange_rows * of_row;
-  for (int v = thread; v < all; v += layout.threads) {
-    f(v / of_row * layout.row_bytes + first_panel * layout.panel_bytes + v % of_row * vector_bytes);
+FASTRNN_DEVICE void each_vector(const PersistentLayout& layout, int rank, int first, int stride, const F& f) {
+  const int begin = rank * layout.panels * layout.panel_bytes;
+  const int own = layout.panels_of(rank) * layout.panel_bytes;  // of a row
+  for (int v = first; v < layout.piece; v += stride) {
+    const int row = layout.by_piece_row.quotient(v);
+    const int byte = (v - row * layout.piece_row) * vector_bytes;
+    if (byte < own) f(row * layout.row_bytes + begin + byte);
+  }
+}
+
+// f(to, first, stride) for the ranks that a warp of a cluster sends to, and its share of the vectors. Each rank
+// begins with another, lest all write to the first one at once.
+template <class F>
+FASTRNN_DEVICE void each_receiver(const PersistentLayout& layout, int rank, int warp, int lane, const F& f) {
+  const int place = layout.by_senders.quotient(warp), sender = warp - place * layout.senders;
+  for (int i = 1 + place; i < layout.ranks; i += layout.served) {
+    const int to = rank + i < layout.ranks ? rank + i : rank + i - layout.ranks;
+    f(to, sender * warp_lanes + lane, layout.senders * warp_lanes);
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace fastrnn::FASTRNN_TARGET {
 
-// Memory of a grid's groups, in global memory; flags are zero before a launch.
+// Memory of a grid's groups, in global memory; zeros before a launch, where no rank writes, too.
 struct GridExchange {
   char* buffers = nullptr;    // of each group two, buffer_bytes() each
   unsigned* flags = nullptr;  // of each group `ranks`
@@ -64,24 +64,27 @@ class ClusterGroup : public BlockGroup {
   __device__ __forceinline__ void publish(int step) const {
     sync();
     const char* const mine = buffer(step);
-    const auto own = static_cast<std::uint32_t>(__cvta_generic_to_shared(mine));
-    each_vector(layout_, rank * layout_.panels, layout_.panels_of(rank), thread(0), [&](int byte) {
-      const uint4 vector = *reinterpret_cast<const uint4*>(mine + byte);
-      // Each block begins with another, lest all write to the first one at once.
-      for (int i = 1; i < layout_.ranks; ++i) {
-        const int to = rank + i < layout_.ranks ? rank + i : rank + i - layout_.ranks;
-        store(own + static_cast<std::uint32_t>(byte), to, vector);
-      }
+    const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    each_receiver(layout_, rank, warp, lane, [&](int to, int first, int stride) {
+      const std::uint32_t theirs = address_of(mine, to);
+      each_vector(layout_, rank, first, stride, [&](int byte) {
+        store(theirs + static_cast<std::uint32_t>(byte), *reinterpret_cast<const uint4*>(mine + byte));
+      });
     });
     arrive();
   }
   __device__ __forceinline__ void receive(int) const { wait(); }
 
  private:
-  // At the same address of another block's shared memory.
-  __device__ __forceinline__ static void store(std::uint32_t own_address, int rank, const uint4& v) {
+  // The same place in another block's shared memory.
+  __device__ __forceinline__ static std::uint32_t address_of(const char* own, int rank) {
     std::uint32_t address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own_address), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(own))), "r"(rank));
+    return address;
+  }
+  __device__ __forceinline__ static void store(std::uint32_t address, const uint4& v) {
     asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
                  "r"(v.z), "r"(v.w)
                  : "memory");
@@ -105,12 +108,12 @@ class GridGroup : public BlockGroup {
   __device__ __forceinline__ void publish(int step) const {
     sync();
     char* const to = global_ + (step & 1) * layout_.buffer_bytes;
-    each_vector(layout_, rank * layout_.panels, layout_.panels_of(rank), thread(0), [&](int byte) {
+    each_vector(layout_, rank, thread(0), layout_.threads, [&](int byte) {
       __stcg(reinterpret_cast<uint4*>(to + byte), *reinterpret_cast<const uint4*>(shared + byte));
     });
+    // Release hands on what the thread has seen, and so what all have written before they met here.
     sync();
     if (threadIdx.x == 0) {
-      __threadfence();
       asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flags_ + rank),
                    "r"(static_cast<unsigned>(step))
                    : "memory");
@@ -118,30 +121,37 @@ class GridGroup : public BlockGroup {
   }
 
   __device__ __forceinline__ void receive(int step) const {
-    for (int from = thread(0); from < layout_.ranks; from += layout_.threads) {
-      while (published(from) < static_cast<unsigned>(step)) {
+    // Who waits asks without acquire, which would empty L1 every time; one fence makes up for it.
+    if (thread(0) < layout_.ranks) {
+      for (int from = thread(0); from < layout_.ranks; from += layout_.threads) {
+        while (published(from) < static_cast<unsigned>(step)) {
+        }
       }
+      asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     sync();
     const char* const from = global_ + (step & 1) * layout_.buffer_bytes;
-    each_vector(layout_, 0, layout_.all_panels, thread(0),
-                [&](int byte) { *reinterpret_cast<uint4*>(shared + byte) = load(from + byte); });
+    FASTRNN_UNROLL_BY(4)
+    for (int byte = thread(0) * vector_bytes; byte < layout_.buffer_bytes;
+         byte += layout_.threads * vector_bytes) {
+      copy(shared + byte, from + byte);
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
     sync();
   }
 
  private:
-  // From L2, and not before the flags are seen.
-  __device__ __forceinline__ static uint4 load(const char* from) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from)
+  // A vector from L2 to shared memory past the registers, of which there are too few for all that should be
+  // on its way at once.
+  __device__ __forceinline__ static void copy(char* to, const char* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+                 "l"(__cvta_generic_to_global(from))
                  : "memory");
-    return v;
   }
   __device__ __forceinline__ unsigned published(int of) const {
     unsigned step;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(step) : "l"(flags_ + of) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(step) : "l"(flags_ + of) : "memory");
     return step;
   }
 

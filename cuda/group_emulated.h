@@ -38,7 +38,7 @@ struct EmulatedBlocks {
         flags(static_cast<std::size_t>(s.ranks)) {
     for (int rank = 0; rank < s.ranks; ++rank) blocks.push_back(std::make_unique<EmulatedBlock>(s));
     for (auto& buffer : global) {
-      buffer.assign(static_cast<std::size_t>(s.buffer_bytes()), static_cast<char>(0xFF));
+      buffer.assign(static_cast<std::size_t>(s.buffer_bytes()), 0);
     }
     for (auto& flag : flags) flag = 0;
   }
@@ -48,7 +48,7 @@ struct EmulatedBlocks {
   Policy policy;
   std::vector<std::unique_ptr<EmulatedBlock>> blocks;
   std::barrier<> meet;                  // of a cluster
-  std::vector<char> global[2];          // of a grid
+  std::vector<char> global[2];          // of a grid, zeros at first
   std::vector<std::atomic<int>> flags;  // of a grid: the step that a rank has published
 };
 
@@ -83,13 +83,17 @@ class EmulatedGroup {
     if (blocks_.policy == Policy::block) return;
     sync();
     if (blocks_.policy == Policy::cluster) {
-      for (int to = 0; to < layout().ranks; ++to) {
-        char* const theirs = buffer_of(blocks_.blocks[static_cast<std::size_t>(to)]->base(), step);
-        if (to != rank) copy_piece(theirs, buffer(step));
-      }
+      lanes([&](int lane) {
+        each_receiver(layout(), rank, warp, lane, [&](int to, int first, int stride) {
+          char* const theirs = buffer_of(blocks_.blocks[static_cast<std::size_t>(to)]->base(), step);
+          copy_piece(theirs, buffer(step), first, stride);
+        });
+      });
       arrival_ = blocks_.meet.arrive();
     } else {
-      copy_piece(blocks_.global[step % 2].data(), buffer(step));
+      lanes([&](int lane) {
+        copy_piece(blocks_.global[step % 2].data(), buffer(step), thread(lane), layout().threads);
+      });
       sync();
       if (warp == 0) flag(rank).store(static_cast<int>(step), std::memory_order_release);
     }
@@ -108,9 +112,11 @@ class EmulatedGroup {
       }
       sync();
       lanes([&](int lane) {
-        each_vector(layout(), 0, layout().all_panels, thread(lane), [&](int byte) {
-          std::memcpy(buffer(step) + byte, blocks_.global[step % 2].data() + byte, vector_bytes);
-        });
+        const char* const from = blocks_.global[step % 2].data();
+        for (int byte = thread(lane) * vector_bytes; byte < layout().buffer_bytes;
+             byte += layout().threads * vector_bytes) {
+          std::memcpy(buffer(step) + byte, from + byte, vector_bytes);
+        }
       });
       sync();
     }
@@ -122,11 +128,9 @@ class EmulatedGroup {
   char* buffer_of(char* base, int step) const {
     return base + step % layout().buffers * layout().buffer_bytes;
   }
-  void copy_piece(char* to, const char* from) const {
-    lanes([&](int lane) {
-      each_vector(layout(), rank * layout().panels, layout().panels_of(rank), thread(lane),
-                  [&](int byte) { std::memcpy(to + byte, from + byte, vector_bytes); });
-    });
+  void copy_piece(char* to, const char* from, int first, int stride) const {
+    each_vector(layout(), rank, first, stride,
+                [&](int byte) { std::memcpy(to + byte, from + byte, vector_bytes); });
   }
 
   EmulatedBlocks& blocks_;

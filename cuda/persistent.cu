@@ -171,14 +171,13 @@ class Launch {
   cudaLaunchConfig_t config_{};
 };
 
-// Of a grid, of which flags are zero before a launch.
+// Of a grid: flags and buffers are zero before a launch.
 GridExchange exchange_of(const Plan& plan, int directions, void* memory, cudaStream_t stream) {
   GridExchange exchange;
   if (plan.policy != Policy::grid) return exchange;
-  const std::size_t flags = exchange_flag_bytes(plan, directions);
   exchange.flags = static_cast<unsigned*>(memory);
-  exchange.buffers = static_cast<char*>(memory) + flags;
-  check_cuda(cudaMemsetAsync(exchange.flags, 0, flags, stream), "memset");
+  exchange.buffers = static_cast<char*>(memory) + exchange_flag_bytes(plan, directions);
+  check_cuda(cudaMemsetAsync(memory, 0, exchange_bytes(plan, directions), stream), "memset");
   return exchange;
 }
 
@@ -196,23 +195,32 @@ void launch_persistent(const Plan& plan, CellKind cell, StorageKind kind, Call c
   check_cuda(cudaLaunchKernelEx(&launch.config(), entry, call, memory), "launch");
 }
 
+// Kernels of clusters are empty where they were compiled for what has none.
+bool has_code(Policy policy, Entry entry) {
+  if (policy != Policy::cluster) return true;
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, entry), "query of a kernel");
+  return attributes.ptxVersion >= 90;
+}
+
 template <class Call>
-bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int directions) {
+bool fits_current_device(const Plan& plan, CellKind cell, StorageKind kind, int directions) try {
   const Entry entry = entry_of(plan, cell, kind);
+  if (!has_code(plan.policy, entry)) return false;
   const Launch launch(plan, entry, directions, nullptr);
   const cudaLaunchConfig_t& config = launch.config();
   int count = 0;
-  const cudaError_t status =
-      plan.policy == Policy::cluster
-          ? cudaOccupancyMaxActiveClusters(&count, entry, &config)
-          : cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, entry, static_cast<int>(config.blockDim.x),
-                                                          config.dynamicSmemBytes);
-  if (status != cudaSuccess) {
-    (void)cudaGetLastError();
-    return false;
+  if (plan.policy == Policy::cluster) {
+    check_cuda(cudaOccupancyMaxActiveClusters(&count, entry, &config), "query of clusters");
+    return count > 0;
   }
-  if (plan.policy != Policy::grid) return count > 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, entry, static_cast<int>(config.blockDim.x),
+                                                           config.dynamicSmemBytes),
+             "query of blocks");
+  if (plan.policy == Policy::block) return count > 0;
   return count * attribute_of_current(cudaDevAttrMultiProcessorCount) >= plan.blocks(directions);
+} catch (const std::runtime_error&) {  // of check_cuda: what a device refuses does not fit it
+  return false;
 }
 
 template void launch_persistent(const Plan&, CellKind, StorageKind, Call, int, void*, cudaStream_t);

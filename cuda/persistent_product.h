@@ -22,8 +22,9 @@ class PersistentProduct {
     const int jobs = layout.panels_of(group.rank) * layout.chunks;
     const int first_unit = layout.first_unit(group.rank);
     const auto fragment = [&](int lane, int job, int gate, int k_step) {
-      const int unit = first_unit + job / layout.chunks * panel_rows;
-      const int k = (job % layout.chunks * depth + k_step) * Op::step;
+      const int panel = layout.by_chunks.quotient(job), chunk = job - panel * layout.chunks;
+      const int unit = first_unit + panel * panel_rows;
+      const int k = (chunk * depth + k_step) * Op::step;
       return left_fragment<Op>(lane, [&](int row, int column) {
         const int u = unit + row, from = k + column;
         if (u >= hidden || from >= hidden) return 0.0f;
@@ -104,7 +105,7 @@ class PersistentProduct {
   template <class Group, class Weights>
   FASTRNN_DEVICE void run_job(const Group& group, const PersistentLayout& layout, int job, const char* buffer,
                               float* partials, const Weights& weights) const {
-    const int panel = job / layout.chunks, chunk = job % layout.chunks;
+    const int panel = layout.by_chunks.quotient(job), chunk = job - panel * layout.chunks;
     const int row_bytes = layout.row_bytes;
     FASTRNN_UNROLL_BY(1)
     for (int tile = 0; tile < layout.tiles; ++tile) {
@@ -143,7 +144,7 @@ class PersistentProduct {
           FASTRNN_UNROLL
           for (int i = 0; i < 4; ++i) {
             const Position p = product_position(lane, i);
-            to[p.column * PersistentShape::column_stride + p.row] = sum[g][lane].value[i];
+            to[PersistentShape::column_at(p.column) + p.row] = sum[g][lane].value[i];
           }
         });
       }
@@ -217,7 +218,7 @@ FASTRNN_DEVICE void add_chunks(const PersistentLayout& layout, const float* part
                                float (&total)[sums]) {
   const float* at = partials + place.unit / panel_rows * layout.panel_stride +
                     place.n / tile_columns * PersistentShape::partial_floats +
-                    place.n % tile_columns * PersistentShape::column_stride + place.unit % panel_rows;
+                    PersistentShape::column_at(place.n % tile_columns) + place.unit % panel_rows;
   FASTRNN_UNROLL
   for (int i = 0; i < sums; ++i) total[i] = at[i * layout.sum_stride];
   FASTRNN_UNROLL_BY(2)

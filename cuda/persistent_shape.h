@@ -34,9 +34,10 @@ struct PersistentShape {
 
   static constexpr int panel_units = 16, tile_rows = 8, lanes = 32;
   static constexpr int fragment_bytes = 512, right_bytes = 256;
-  // A product tile in shared memory: columns of 16 rows lie 20 floats apart, and a warp that stores one
-  // meets no bank twice.
-  static constexpr int column_stride = 20, partial_floats = column_stride * tile_rows;
+  // A product tile in shared memory: two columns of 16 rows, then a gap of 8 floats. So a warp that stores a
+  // tile, and one that reads two columns of it, meets no bank twice.
+  static constexpr int partial_floats = 20 * tile_rows;
+  FASTRNN_SHAPE static int column_at(int column) { return column / 2 * 40 + column % 2 * panel_units; }
 
   FASTRNN_SHAPE int rows() const { return tiles * tile_rows; }
   FASTRNN_SHAPE int threads() const { return warps * lanes; }
@@ -65,15 +66,21 @@ struct PersistentShape {
   FASTRNN_SHAPE int units() const { return panels * panel_units; }
   FASTRNN_SHAPE int items() const { return units() * rows(); }
   FASTRNN_SHAPE int sums() const { return backward ? 1 : gates; }  // product tiles of a job
+  // Floats from one panel's partial sums to the next. A warp reads two panels of several at once: their
+  // banks are 16 apart.
+  FASTRNN_SHAPE std::int64_t panel_stride() const {
+    return std::int64_t{1} * chunks() * sums() * tiles * partial_floats + (panels > 1 ? panel_units : 0);
+  }
   FASTRNN_SHAPE std::int64_t weights_at() const { return buffers * buffer_bytes(); }
   FASTRNN_SHAPE std::int64_t partials_at() const { return weights_at() + shared_jobs() * job_bytes(); }
   FASTRNN_SHAPE std::int64_t state_at() const {
-    return partials_at() + std::int64_t{4} * jobs() * sums() * tiles * partial_floats;
+    return partials_at() + 4 * panels * panel_stride();
   }
   FASTRNN_SHAPE std::int64_t biases_at() const { return state_at() + std::int64_t{2} * 4 * items(); }
-  FASTRNN_SHAPE std::int64_t shared_bytes() const {
+  FASTRNN_SHAPE std::int64_t lengths_at() const {
     return biases_at() + (backward ? 0 : std::int64_t{2} * 4 * gates * units());
   }
+  FASTRNN_SHAPE std::int64_t shared_bytes() const { return lengths_at() + std::int64_t{4} * rows(); }
 };
 
 constexpr int most_warps = 16;
@@ -96,13 +103,36 @@ constexpr int items_at_depth(int gates, int parts, int depth) {
   return 2 * most_warps / warps_at_depth(gates, parts, depth);
 }
 
+// Division by a number that is known before the launch, as a product: n * factor / 2^31, which is rounded up
+// by less than n / 2^31 of a divisor. Exact while n * divisor < 2^31; what is counted here lies in shared
+// memory, and both stay below 2^15.
+struct Divisor {
+  std::uint32_t factor;
+
+  FASTRNN_SHAPE int quotient(int n) const {
+    return static_cast<int>(std::uint64_t{2 * static_cast<std::uint32_t>(n)} * factor >> 32);
+  }
+};
+
+constexpr Divisor divisor_of(int n) {
+  const auto by = static_cast<std::uint32_t>(n);
+  return {((std::uint32_t{1} << 31) + by - 1) / by};
+}
+
 // What a kernel needs of its shape, as plain numbers: they come with its arguments and take neither registers
 // nor divisions. Shared memory bounds them all.
 struct PersistentLayout {
   int ranks, panels, all_panels, tiles, rows, warps, threads, chunks, shared_jobs, job_bytes;
   int units, items, buffers, exchange_rows, row_bytes, buffer_bytes, panel_bytes;
-  int weights_at, partials_at, state_at, biases_at;  // bytes in shared memory
-  int sum_stride, chunk_stride, panel_stride;        // floats between partial sums
+  int weights_at, partials_at, state_at, biases_at, lengths_at;  // bytes in shared memory
+  int sum_stride, chunk_stride, panel_stride;                    // floats between partial sums
+  Divisor by_chunks;
+  // Of the piece that a rank publishes, in vectors: of one row, and all. The last rank may have less.
+  int piece_row, piece;
+  Divisor by_piece_row;
+  // A cluster's warps share out whom they send to: so many together serve one rank, and so many at once.
+  int senders, served;
+  Divisor by_senders;
 
   FASTRNN_SHAPE int panels_of(int rank) const {
     const int left = all_panels - rank * panels;
@@ -110,6 +140,9 @@ struct PersistentLayout {
   }
   FASTRNN_SHAPE int first_unit(int rank) const { return rank * units; }
 };
+
+// What is exchanged moves in units of so many bytes.
+constexpr int vector_bytes = 16;
 
 constexpr PersistentLayout layout_of(const PersistentShape& shape) {
   const auto number = [](std::int64_t n) { return static_cast<int>(n); };
@@ -135,9 +168,18 @@ constexpr PersistentLayout layout_of(const PersistentShape& shape) {
   layout.partials_at = number(shape.partials_at());
   layout.state_at = number(shape.state_at());
   layout.biases_at = number(shape.biases_at());
+  layout.lengths_at = number(shape.lengths_at());
   layout.sum_stride = shape.tiles * PersistentShape::partial_floats;
   layout.chunk_stride = shape.sums() * layout.sum_stride;
-  layout.panel_stride = layout.chunks * layout.chunk_stride;
+  layout.panel_stride = number(shape.panel_stride());
+  layout.by_chunks = divisor_of(layout.chunks);
+  layout.piece_row = layout.panels * layout.panel_bytes / vector_bytes;
+  layout.piece = layout.exchange_rows * layout.piece_row;
+  layout.by_piece_row = divisor_of(layout.piece_row);
+  const int others = shape.ranks > 1 ? shape.ranks - 1 : 1;
+  layout.senders = shape.warps > others ? shape.warps / others : 1;
+  layout.served = shape.warps / layout.senders;
+  layout.by_senders = divisor_of(layout.senders);
   return layout;
 }
 

@@ -666,3 +666,20 @@ def test_each_forward_has_a_new_mask_and_backward_its_own(rng: Rng) -> None:
     for tape, expected in reversed(list(zip(tapes, calls, strict=True))):
         assert_same_gradients(case.backward(tape, retain=True), expected)
         assert_same_gradients(case.backward(tape), expected)
+
+
+@pytest.mark.parametrize("hidden_size", [1, 5, 16, 17])
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu"])
+def test_an_infinite_input_saturates_gates_and_no_more(
+    cell: str, hidden_size: int, rng: Rng
+) -> None:
+    # As a large one does; but a zero gradient times infinity is NaN in weight_ih.
+    case = draw_case(cell, rng, T=4, B=2, input_size=3, hidden_size=hidden_size)
+    x = case.inputs["x"]
+    x[1, 0, 0] = 1e30
+    expected = case.gradients()
+    x[1, 0, 0] = np.inf
+    actual = case.gradients()
+    for name in actual.keys() - {"weight_ih_l0"}:
+        assert np.isfinite(expected[name]).all(), name
+        assert_same_bits(actual[name], expected[name])

@@ -6,6 +6,7 @@ from torch's allocator, which knows that stream; so calls can be captured in a C
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ KINDS = {
     torch.bfloat16: "bfloat16",
 }
 
+_LEAST_CAPABILITY = (8, 0)  # of the GPUs that the kernels are compiled for
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _ALIGNMENT = 256  # of memory that the kernels work in; torch's own has it on GPUs
 
@@ -79,10 +81,26 @@ def have(tensors: Sequence[Tensor | None], *, traced: bool) -> bool:
         device, strided = first.device, torch.strided
         return all(t.dtype == dtype and t.device == device and t.layout == strided for t in given)
     index = first.get_device()
-    return readable(given) and all(
-        tensor.dtype is dtype and tensor.get_device() == index and not tensor.is_neg()
-        for tensor in given
+    return (
+        _runs_here(index)
+        and readable(given)
+        and all(
+            tensor.dtype is dtype and tensor.get_device() == index and not tensor.is_neg()
+            for tensor in given
+        )
     )
+
+
+@functools.cache
+def _runs_here(device: int) -> bool:
+    """Whether kernels of this build can run on a GPU, with the driver that is there."""
+    if functional.cuda_build() == "emulated":
+        return True
+    try:
+        functional.cuda_device_count()
+    except RuntimeError:
+        return False
+    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
 
 
 def readable(tensors: Sequence[Tensor | None]) -> bool:
