@@ -36,8 +36,8 @@ FASTRNN_DEVICE void each_vector(const PersistentLayout& layout, int rank, int fi
   }
 }
 
-// f(to, first, stride) for the ranks that a warp of a cluster sends to, and its share of the vectors. Each rank
-// begins with another, lest all write to the first one at once.
+// f(to, first, stride) for the ranks that a warp of a cluster sends to, and its share of the vectors. Each
+// rank begins with another, lest all write to the first one at once.
 template <class F>
 FASTRNN_DEVICE void each_receiver(const PersistentLayout& layout, int rank, int warp, int lane, const F& f) {
   const int place = layout.by_senders.quotient(warp), sender = warp - place * layout.senders;

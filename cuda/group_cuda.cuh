@@ -10,7 +10,8 @@
 
 namespace fastrnn::FASTRNN_TARGET {
 
-// Memory of a grid's groups, in global memory; zeros before a launch, where no rank writes, too.
+// Memory of a grid's groups, in global memory. All zeros before a launch: a block also reads the ends of
+// rows, which no rank writes.
 struct GridExchange {
   char* buffers = nullptr;    // of each group two, buffer_bytes() each
   unsigned* flags = nullptr;  // of each group `ranks`
@@ -130,11 +131,12 @@ class GridGroup : public BlockGroup {
       asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     sync();
-    const char* const from = global_ + (step & 1) * layout_.buffer_bytes;
-    FASTRNN_UNROLL_BY(4)
-    for (int byte = thread(0) * vector_bytes; byte < layout_.buffer_bytes;
-         byte += layout_.threads * vector_bytes) {
-      copy(shared + byte, from + byte);
+    const int begin = thread(0) * vector_bytes, stride = layout_.threads * vector_bytes;
+    auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + begin;
+    std::size_t from = __cvta_generic_to_global(global_ + (step & 1) * layout_.buffer_bytes + begin);
+    FASTRNN_UNROLL_BY(1)
+    for (int left = layout_.buffer_bytes - begin; left > 0; left -= stride, to += stride, from += stride) {
+      copy(to, from);
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
     sync();
@@ -143,11 +145,8 @@ class GridGroup : public BlockGroup {
  private:
   // A vector from L2 to shared memory past the registers, of which there are too few for all that should be
   // on its way at once.
-  __device__ __forceinline__ static void copy(char* to, const char* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
-                 "l"(__cvta_generic_to_global(from))
-                 : "memory");
+  __device__ __forceinline__ static void copy(std::uint32_t to, std::size_t from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   }
   __device__ __forceinline__ unsigned published(int of) const {
     unsigned step;

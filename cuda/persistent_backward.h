@@ -57,7 +57,7 @@ class PersistentBackward {
     const int steps = static_cast<int>(frame_.steps);
     for (int s = 0; s <= steps; ++s) {
       const int t = d_ ? s : steps - 1 - s;
-      if (s < steps) load(t, s > 0);
+      if (s < steps) load(t);
       if (s > 0) multiply(s);
       if (s == steps) break;
       compute(t, s > 0, group_.buffer(s + 1));
@@ -76,7 +76,8 @@ class PersistentBackward {
   struct Item {
     T slot[slots], h, grad_y;
     M c;
-    std::uint32_t flags;
+    std::uint32_t flags = 0;
+    char reset;  // not 0: the step starts anew
   };
 
   FASTRNN_DEVICE M* carry() const { return reinterpret_cast<M*>(group_.shared + layout_.state_at); }
@@ -95,6 +96,7 @@ class PersistentBackward {
   }
 
   FASTRNN_DEVICE void begin() {
+    load_lengths(group_, layout_, row_group_, frame_);
     group_.lanes([&](int lane) {
       auto* const words = reinterpret_cast<std::uint64_t*>(group_.shared);
       for (int i = group_.thread(lane); i < layout_.weights_at / 8; i += layout_.threads) words[i] = 0;
@@ -121,7 +123,7 @@ class PersistentBackward {
   }
 
   // All that comes from memory, before the wait.
-  FASTRNN_DEVICE void load(int t, bool has_after) {
+  FASTRNN_DEVICE void load(int t) {
     const std::int64_t entry = std::int64_t{d_ ? t + 1 : t} * frame_.batch * frame_.hidden;
     items([&](const ItemPlace& place, Item& item, int) {
       const std::int64_t at = place.b * frame_.hidden + place.u,
@@ -132,9 +134,10 @@ class PersistentBackward {
       if constexpr (Cell::reads_h) item.h = read_global(chain_.h + entry + at);
       if (chain_.grad_y) item.grad_y = read_global(chain_.grad_y + row * chain_.grad_y_stride + place.u);
       if constexpr (Cell::has_cell_state) item.c = read_global(chain_.c + entry + at);
-      item.flags = frame_.active(t, place.b) ? active : 0;
-      if (frame_.is_cut(d_, t, place.b)) item.flags |= cut;
-      if (has_after && frame_.is_cut(d_, d_ ? t - 1 : t + 1, place.b)) item.flags |= cut_after;
+      const int length = length_of(group_, layout_, place.n);
+      item.reset = reset_at(frame_, d_ ? t + 1 : t, length, place.b);
+      // The last call was for the step after this one.
+      item.flags = (item.flags & cut ? cut_after : 0) | (is_within(t, length) ? active : 0);
     });
   }
 
@@ -151,6 +154,7 @@ class PersistentBackward {
   // One step of the block's units; gradients of gates into `buffer`.
   FASTRNN_DEVICE void compute(int t, bool has_after, char* buffer) {
     items([&](const ItemPlace& place, Item& item, int index) {
+      if (item.reset) item.flags |= cut;
       const M grad = arriving(place, index, has_after, item.flags & cut_after);
       carry()[index] = item.flags & active ? M(0) : grad;
       if (item.flags & active) {

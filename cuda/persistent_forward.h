@@ -79,13 +79,15 @@ class PersistentForward {
 
  private:
   using Op = Operand<precision>;
-  // What happens at a step: it is one of the row's, the next takes the state, or the initial one.
-  static constexpr std::uint32_t active = 1, passes = 2, starts = 4;
+  // What happens at a step: it is one of the row's, the last one; the next takes the state, or the initial
+  // one.
+  static constexpr std::uint32_t active = 1, last = 2, passes = 4, starts = 8;
 
-  // Slots are as they came, because a conversion would wait for them.
+  // Slots and the reset are as they came, because a conversion would wait for them.
   struct Item {
     T slot[slots];
     std::uint32_t flags;
+    char reset;  // not 0: the next step starts anew after all
   };
 
   FASTRNN_DEVICE M* state_h() const { return reinterpret_cast<M*>(group_.shared + layout_.state_at); }
@@ -102,7 +104,7 @@ class PersistentForward {
     return d_ ? static_cast<int>(frame_.steps) - 1 - s : s;
   }
 
-  // What the next step at time `next` starts from, if it takes a step.
+  // Whether the step at time `next` starts from a state.
   FASTRNN_DEVICE bool is_passed(std::int64_t next, int b) const {
     return frame_.active(next, b) && !frame_.is_cut(d_, next, b);
   }
@@ -113,6 +115,7 @@ class PersistentForward {
   // Buffers, biases and the state before the first step. Every block makes h of all units for itself.
   FASTRNN_DEVICE void begin() {
     const std::int64_t t = time(0), hidden = frame_.hidden;
+    load_lengths(group_, layout_, row_group_, frame_);
     group_.lanes([&](int lane) {
       const int thread = group_.thread(lane), threads = layout_.threads;
       auto* const words = reinterpret_cast<std::uint64_t*>(group_.shared);
@@ -181,13 +184,16 @@ class PersistentForward {
 
   // All that comes from memory, before the wait.
   FASTRNN_DEVICE void load(int t) {
-    const int next = d_ ? t - 1 : t + 1;
+    const int next = d_ ? t - 1 : t + 1, later = d_ ? t : t + 1;
     items([&](const ItemPlace& place, Item& item, int) {
       const T* const from = slots_of(t, place);
       FASTRNN_UNROLL
       for (int g = 0; g < gates; ++g) item.slot[g] = read_global(from + g * frame_.hidden);
-      item.flags = frame_.active(t, place.b) ? active : 0;
-      if (is_passed(next, place.b)) item.flags |= frame_.is_first(d_, next, place.b) ? starts : passes;
+      const int length = length_of(group_, layout_, place.n);
+      item.reset = reset_at(frame_, later, length, place.b);
+      item.flags = is_within(t, length) ? active : 0;
+      if (t == (d_ ? 0 : length - 1)) item.flags |= last;
+      if (is_within(next, length)) item.flags |= next == (d_ ? length - 1 : 0) ? starts : passes;
     });
   }
 
@@ -195,6 +201,7 @@ class PersistentForward {
   FASTRNN_DEVICE void compute(char* buffer) {
     const float* const partials = reinterpret_cast<const float*>(group_.shared + layout_.partials_at);
     items([&](const ItemPlace& place, Item& item, int index) {
+      if (item.reset) item.flags &= active | last;
       if (item.flags & active) step(partials, place, index, item);
       M h = item.flags & passes ? state_h()[index] : M(0);
       if (item.flags & starts) h = initial(chain_.h0, place.b * frame_.hidden + place.u);
@@ -244,13 +251,13 @@ class PersistentForward {
   }
 
   FASTRNN_DEVICE void store_step(int t, const ItemPlace& place, int index, const Item& item, T h) {
-    const bool last = frame_.is_last(d_, t, place.b);
+    const bool is_last = item.flags & last;
     const std::int64_t at = place.b * frame_.hidden + place.u;
-    if (last) write_global(chain_.hn + at, h);
+    if (is_last) write_global(chain_.hn + at, h);
     if (chain_.h_all) write_global(chain_.h_all + of_step(t, place), h);
     if constexpr (Cell::has_cell_state) {
       const T c = static_cast<T>(state_c()[index]);
-      if (last) write_global(chain_.cn + at, c);
+      if (is_last) write_global(chain_.cn + at, c);
       if (chain_.c_all) write_global(chain_.c_all + of_step(t, place), c);
     }
     if (!call_.keep_slots) return;

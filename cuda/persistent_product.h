@@ -154,6 +154,32 @@ class PersistentProduct {
   Lanes<Left<Op>> held_[gates][depth];
 };
 
+// Lengths of the rows of a block, kept in its shared memory: an acquire empties L1 in every step. All warps
+// shall meet before they are read.
+template <class Group>
+FASTRNN_DEVICE void load_lengths(const Group& group, const PersistentLayout& layout, int row_group,
+                                 const Frame& frame) {
+  auto* const lengths = reinterpret_cast<int*>(group.shared + layout.lengths_at);
+  group.lanes([&](int lane) {
+    for (int n = group.thread(lane); n < layout.rows; n += layout.threads) {
+      const int b = row_group * layout.rows + n;
+      lengths[n] = b < frame.batch ? static_cast<int>(frame.length(b)) : 0;
+    }
+  });
+}
+template <class Group>
+FASTRNN_DEVICE int length_of(const Group& group, const PersistentLayout& layout, int n) {
+  return reinterpret_cast<const int*>(group.shared + layout.lengths_at)[n];
+}
+FASTRNN_DEVICE bool is_within(int t, int length) {
+  return static_cast<unsigned>(t) < static_cast<unsigned>(length);
+}
+
+// The reset at a time of a row; none past its end.
+FASTRNN_DEVICE char reset_at(const Frame& frame, int t, int length, int b) {
+  return frame.resets && is_within(t, length) ? frame.resets[t * frame.batch + b] : '\0';
+}
+
 // One hidden unit of one row of the batch, as its block and its one thread see it.
 struct ItemPlace {
   int unit, n;  // in the block, and of its rows

@@ -73,9 +73,7 @@ struct PersistentShape {
   }
   FASTRNN_SHAPE std::int64_t weights_at() const { return buffers * buffer_bytes(); }
   FASTRNN_SHAPE std::int64_t partials_at() const { return weights_at() + shared_jobs() * job_bytes(); }
-  FASTRNN_SHAPE std::int64_t state_at() const {
-    return partials_at() + 4 * panels * panel_stride();
-  }
+  FASTRNN_SHAPE std::int64_t state_at() const { return partials_at() + 4 * panels * panel_stride(); }
   FASTRNN_SHAPE std::int64_t biases_at() const { return state_at() + std::int64_t{2} * 4 * items(); }
   FASTRNN_SHAPE std::int64_t lengths_at() const {
     return biases_at() + (backward ? 0 : std::int64_t{2} * 4 * gates * units());

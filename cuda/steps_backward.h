@@ -104,7 +104,9 @@ class StepsBackward {
           std::max(config_.input_size, config_.num_layers > 1 ? config_.output_size() : 0);
       masked_ = arena.take<T>(rows_ * widest);
     }
-    if (noise.weight_drop > 0) dropped_ = arena.take<T>(directions_ * config_.gates() * hidden * state);
+    if (noise.weight_drop > 0 || directions_ > 1) {
+      own_weights_ = arena.take<T>(directions_ * config_.gates() * hidden * state);
+    }
     sums_ = arena.take<M>(each * sums_per_unit_ * hidden);
     partial_ = arena.take<M>(std::max(chunks(rows_), chunks(batch())) * plan_.slots * hidden);
     if (!config_.layer_norm) return;
@@ -119,10 +121,10 @@ class StepsBackward {
       if (slots_) {
         device_->copy(slots(d), kept(d).slots, static_cast<std::size_t>(slots_size()) * sizeof(T));
       }
-      if (!dropped_) continue;
-      T* const dropped = dropped_ + d * config_.gates() * config_.hidden_size * config_.state_size();
-      drop_weights<T, M>(*device_, config_, tape_.noise, tape_.seed, layer_, d, weight_hh_[d], dropped);
-      weight_hh_[d] = dropped;
+      if (own_weights_) {
+        weight_hh_[d] = own_weights<T, M>(*device_, config_, tape_.noise, tape_.seed, layer_, d, *policy_,
+                                          weight_hh_[d], own_weights_);
+      }
     }
   }
 
@@ -375,7 +377,7 @@ class StepsBackward {
       multiply_weight_gradient({0, 0, 1}, state, of_projection, state, exchange, hidden, to_hr);
     }
     for (int d = 0; d < directions_; ++d) {
-      if (dropped_) {
+      if (tape_.noise.weight_drop > 0) {
         drop_weights<T, M>(*device_, config_, tape_.noise, tape_.seed, layer_, d, to_hh[d], to_hh[d]);
       }
       if (config_.layer_norm) {
@@ -482,7 +484,7 @@ class StepsBackward {
   T* grad_hidden_ = nullptr;                 // (T, B, D * R)
   T *passed_ = nullptr, *between_[2] = {};   // (T, B, output width)
   T* masked_ = nullptr;                      // (T, B, width): inputs without what lies past the lengths
-  T* dropped_ = nullptr;                     // (D, G * H, R)
+  T* own_weights_ = nullptr;                 // (D, G * H, R), see own_weights()
   M *sums_ = nullptr, *partial_ = nullptr;   // (D, B, sums, H); (chunks, columns)
   M *first_ = nullptr, *second_ = nullptr, *third_ = nullptr, *gradients_ = nullptr;  // see NormChain
   // Of the layer at work.

@@ -97,7 +97,9 @@ class StepsForward {
           std::max(config_.input_size, config_.num_layers > 1 ? config_.output_size() : 0);
       masked_ = arena.take<T>(call_.steps * batch() * widest);
     }
-    if (noise.weight_drop > 0) dropped_ = arena.take<T>(directions_ * config_.gates() * hidden * state);
+    if (noise.weight_drop > 0 || directions_ > 1) {
+      own_weights_ = arena.take<T>(directions_ * config_.gates() * hidden * state);
+    }
     if (!keeps_all_) lay_out_inference(arena);
   }
 
@@ -128,10 +130,10 @@ class StepsForward {
     for (int d = 0; d < directions_; ++d) {
       index_[d] = parameter_indices(config_, layer_, d);
       weight_hh_[d] = parameters_.at(index_[d].weight_hh);
-      if (!dropped_) continue;
-      T* const dropped = dropped_ + d * config_.gates() * config_.hidden_size * config_.state_size();
-      drop_weights<T, M>(*device_, config_, call_.noise, call_.seed, layer_, d, weight_hh_[d], dropped);
-      weight_hh_[d] = dropped;
+      if (own_weights_) {
+        weight_hh_[d] = own_weights<T, M>(*device_, config_, call_.noise, call_.seed, layer_, d, *policy_,
+                                          weight_hh_[d], own_weights_);
+      }
     }
   }
 
@@ -382,7 +384,7 @@ class StepsForward {
   M* projected_ = nullptr;                  // (D, B, R)
   M *first_ = nullptr, *second_ = nullptr;  // (D, B, H): layer norm of c
   T* masked_ = nullptr;                     // (T, B, width): of input dropout
-  T* dropped_ = nullptr;                    // (D, G * H, R): of weight drop
+  T* own_weights_ = nullptr;                // (D, G * H, R), see own_weights()
   // Of the layer at work, and of the block of steps.
   std::int64_t layer_ = 0, first_step_ = 0, end_step_ = 0;
   ParameterIndices index_[most_directions]{};

@@ -274,13 +274,29 @@ Product<In, Out> product_of(const Settings& settings, std::int64_t rows, std::in
   return product;
 }
 
-// W_hh of a layer's directions as a call has it: with dropped weights, where the workspace holds such.
+// Of W_hh, or of its gradient.
 template <class T, class M, class Device>
 void drop_weights(Device& device, const Config& config, const Noise& noise, std::uint64_t seed,
                   std::int64_t layer, int d, const T* from, T* to) {
   const DropWeights<T, M> functor{config.state_size(),
                                   draw_of(seed, MaskKind::weight, noise.weight_drop, layer, d), from, to};
   device.launch(config.gates() * config.hidden_size, config.state_size(), functor);
+}
+
+// W_hh of direction d as the steps read it, (D, G * H, R) at `own`: dropped weights, or for Steps a copy,
+// since products of two directions are one call only if all their matrices lie in the same order.
+template <class T, class M, class Device>
+const T* own_weights(Device& device, const Config& config, const Noise& noise, std::uint64_t seed,
+                     std::int64_t layer, int d, const Plan& plan, const T* from, T* own) {
+  const std::int64_t count = config.gates() * config.hidden_size * config.state_size();
+  T* const to = own + d * count;
+  if (noise.weight_drop > 0) {
+    drop_weights<T, M>(device, config, noise, seed, layer, d, from, to);
+    return to;
+  }
+  if (plan.policy != Policy::steps) return from;
+  device.copy(to, from, static_cast<std::size_t>(count) * sizeof(T));
+  return to;
 }
 
 }  // namespace fastrnn::FASTRNN_TARGET

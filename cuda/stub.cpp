@@ -11,7 +11,7 @@ namespace {
 [[noreturn]] void throw_without_cuda() {
   throw std::runtime_error(
       "device='cuda': expected a build with FASTRNN_CUDA=ON, got one for the CPU only. Install the CUDA "
-      "toolkit 12 or newer, with nvcc and cuBLAS, and build: pip install --no-binary fastrnn fastrnn "
+      "toolkit 12.8 or newer, with nvcc and cuBLAS, and build: pip install --no-binary fastrnn fastrnn "
       "-C cmake.define.FASTRNN_CUDA=ON");
 }
 

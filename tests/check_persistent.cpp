@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
 #include <random>
 
 #include "group_emulated.h"
@@ -245,6 +244,35 @@ void check_places() {
   for (int i = 0; i < 4; ++i) expect(same(product_position(5, i), product[i][0], product[i][1]), "product");
 }
 
+// What a float32 is in three products: all but low times low.
+float product_of_parts(float a, float b) {
+  std::uint32_t a_high, a_low, b_high, b_low;
+  split_tf32(a, a_high, a_low);
+  split_tf32(b, b_high, b_low);
+  const auto value = [](std::uint32_t bits) { return bits_as<float>(bits); };
+  return value(a_low) * value(b_high) + value(a_high) * value(b_low) + value(a_high) * value(b_high);
+}
+
+void check_parts() {
+  const float infinity = INFINITY, largest = 3.402e38f;     // of TF32, infinity
+  for (const float weight : {1.0f, -0.5f, 0.3f, -1e-3f}) {  // the first two have no low part
+    for (const float x : {infinity, -infinity}) {
+      expect(product_of_parts(weight, x) == weight * x, "an infinite state");
+      expect(product_of_parts(x, weight) == weight * x, "an infinite weight");
+    }
+    for (const float x : {largest, -largest, 1e38f, 1.0f, 1e-20f}) {
+      const float error = std::fabs(product_of_parts(weight, x) - weight * x);
+      // The largest is cut and not rounded, lest it become infinite.
+      const float bound = std::fabs(x) == largest ? 0x1p-19f : 0x1p-20f;
+      expect(error <= std::fabs(weight * x) * bound, "parts of a finite number");
+    }
+    expect(std::isnan(product_of_parts(weight, NAN)), "NaN");
+  }
+  for (const float x : {0.0f, infinity}) {  // never a number where there is none, and none that is wrong
+    expect(std::isnan(product_of_parts(x, infinity)), "infinity times what has no finite part");
+  }
+}
+
 template <Precision precision>
 void check_multiply(double unit) {
   using Op = Operand<precision>;
@@ -296,6 +324,7 @@ void check_multiply(double unit) {
 }
 
 void check_fragments() {
+  check_parts();
   check_numbers();
   check_places();
   for (int i = 0; i < 20; ++i) {

@@ -45,6 +45,7 @@ from parity import (
 )
 
 Rng = np.random.Generator
+F4 = np.float32
 T, B, I, H = 6, 4, 5, 7  # noqa: E741
 SIZES: dict[str, int] = {"T": T, "B": B, "input_size": I, "hidden_size": H}
 
@@ -62,6 +63,15 @@ class Interface:
         there = array if isinstance(array, DeviceArray) else to_device(array)
         self._keep = there
         self.__cuda_array_interface__ = there.__cuda_array_interface__ | more
+
+
+class Without(Interface):
+    """One whose interface lacks something."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__(np.ones(3))
+        for key in keys:
+            del self.__cuda_array_interface__[key]
 
 
 class Packed:
@@ -602,9 +612,24 @@ def test_to_device_refuses(array: Any, message: str) -> None:
         to_device(array)
 
 
-def test_to_device_is_not_for_the_cpu() -> None:
-    with pytest.raises(ValueError, match=r"device: expected 'cuda' or 'cuda:0', .*, got 'cpu'"):
-        to_device(np.ones(2), "cpu")
+@pytest.mark.parametrize("device", ["cpu", "gpu", None])
+def test_to_device_is_not_for_the_cpu(device: Any) -> None:
+    message = f"device: expected 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        to_device(np.ones(2), device)
+
+
+@pytest.mark.parametrize("name", ["shape", "dtype", "strides", "address", "device"])
+def test_what_a_device_array_is_cannot_be_changed(name: str) -> None:
+    there = to_device(np.ones((2, 3)))
+    with pytest.raises(AttributeError):
+        setattr(there, name, getattr(there, name))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3,)])
+def test_a_device_array_is_neither_true_nor_false(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TypeError, match=r"^bool\(\) of an array on a GPU; its method numpy"):
+        bool(to_device(np.ones(shape)))
 
 
 def strided(rng: Rng) -> tuple[DeviceArray, Array]:
@@ -760,9 +785,12 @@ def test_a_capsule_can_be_asked_for_on_the_host(rng: Rng) -> None:
         ({"dl_device": (1, 0), "copy": False}, BufferError, "copy: expected None or True"),
         ({"dl_device": (2, 3)}, BufferError, r"dl_device: expected \(2, 0\) or \(1, 0\), got"),
         ({"copy": True}, BufferError, "copy: expected None or False on a GPU, got True"),
-        ({"stream": 0}, ValueError, "stream: expected None, -1 or a cudaStream_t but 0"),
+        ({"stream": 0}, ValueError, "stream: expected None, -1 or a cudaStream_t but 0, got 0"),
+        ({"stream": -2}, ValueError, "stream: expected None, -1 or a cudaStream_t but 0, got -2"),
+        ({"stream": 1 << 64}, ValueError, "stream: expected None, -1 or a cudaStream_t but 0, g"),
+        ({"stream": "a"}, TypeError, "stream: expected None, -1 or a cudaStream_t but 0, got 'a'"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=f"^{message}"):
             there.__dlpack__(**options)  # type: ignore[arg-type]
 
 
@@ -786,6 +814,15 @@ class Handmade:
         ctypes.c_void_p.from_address(tensor).value = self.array.ctypes.data - self.offset
         ctypes.c_int32.from_address(tensor + 8).value = self.type
         ctypes.c_uint64.from_address(tensor + 40).value = self.offset
+        return capsule
+
+
+class Null(Handmade):
+    """The same, without memory."""
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        capsule = super().__dlpack__(stream=stream)
+        ctypes.c_void_p.from_address(ctypes.addressof(cuda._tensor_of(capsule))).value = None
         return capsule
 
 
@@ -815,13 +852,39 @@ def raising(error: Exception) -> Any:
     [
         (lambda: raising(BufferError("it has a gradient")), "got Tensor: it has a gradient"),
         (lambda: Interface(np.ones(3), mask=np.ones(3)), "Interface: expected an array without a"),
-        (lambda: Interface(np.ones(3), stream=0), "Interface: expected a stream that is not 0"),
+        (lambda: Interface(np.ones(3), stream=0), "Interface: stream: expected None or a cuda"),
+        (lambda: Interface(np.ones(3), stream="a"), "Interface: stream: expected None or a cuda"),
         (lambda: Interface(np.ones(3), typestr="<x9"), "got Interface: "),
+        (lambda: Interface(np.ones(3), typestr="|O"), "Interface: expected numbers, got object"),
+        (
+            lambda: Interface(np.ones((T, B, I), F4), data=(0, False)),
+            r"expected memory of a GPU for \(6, 4, 5\) float32, got a null pointer",
+        ),
+        (lambda: Interface(np.ones(3), data=None), r"data: expected a pair \(.*\), got None"),
+        (lambda: Interface(np.ones(3), data=("a", False)), "data: expected an integer .* got 'a'"),
+        (lambda: Without("data"), "expected an interface with data, got one without"),
+        (lambda: Without("shape", "typestr"), "expected an interface with shape, typestr, got one"),
+        (lambda: Interface(np.ones(3), shape=(-3,)), r"shape: expected sizes >= 0, got \(-3,\)"),
+        (lambda: Interface(np.ones(3), shape=(2.7,)), r"shape: expected integers, got \(2.7,\)"),
+        (lambda: Interface(np.ones(3), shape=3), "shape: expected integers, got 3"),
+        (lambda: Interface(np.ones(3), strides=(8.5,)), r"strides: expected integers, got \(8.5,"),
+        (
+            lambda: Interface(np.ones(3), strides=(8, 8)),
+            r"strides: expected as many as sizes in \(3,\), got \(8, 8\)",
+        ),
+        (lambda: Null(np.ones((T, B, I), F4), 2, 64), "got Null: expected memory of a GPU for"),
     ],
 )
 def test_what_others_cannot_give(make: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=f"^x: expected an array, got .*{message}|{message}"):
-        fastrnn.GRU(I, H, device="cuda")(make())
+    for call in (fastrnn.GRU(I, H, device="cuda"), to_device):
+        name = "array" if call is to_device else "x"
+        with pytest.raises(TypeError, match=f"^{name}: expected an array, .*{message}"):
+            call(make())
+
+
+def test_nothing_needs_no_address() -> None:
+    assert to_device(Interface(np.ones((3, 0)), data=(None, False))).shape == (3, 0)
+    assert to_device(Null(np.ones((3, 0)), 2, 0)).shape == (3, 0)
 
 
 def test_streams_of_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -859,7 +922,6 @@ def test_arrays_of_another_gpu_are_refused() -> None:
 
 # ---- wrong calls ---------------------------------------------------------------------------------
 
-F4 = np.float32
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("gru", {"x": np.zeros((T, B, 6), F4)}, ValueError, "x: expected (T, B, 5) float32, got"),
     ("gru", {"x": np.zeros((T, 6), F4)}, ValueError, "x: expected (T, 5) float32, got (6, 6)"),
@@ -1034,7 +1096,7 @@ def test_wrong_tapes(rng: Rng) -> None:
     for wrong in (None, 3):
         with pytest.raises(TypeError, match="tape: expected what forward returned, got"):
             gpu.backward(wrong)
-    with pytest.raises(TypeError, match="tape: expected what forward returned, got DeviceTape"):
+    with pytest.raises(ValueError, match=r"tape: expected one .* returned, got a cuda layer's"):
         case.layer.backward(tape)
     gpu.backward(tape)
 
@@ -1254,6 +1316,25 @@ def test_a_model_learns_what_it_learns_on_the_cpu(rng: Rng, tmp_path: Path) -> N
     loaded = fastrnn.Sequential.load(path)
     assert loaded.layers[0].device == "cuda"
     assert_same_bits(loaded.predict(x), models[1].predict(x))
+    moved = fastrnn.Sequential.load(path, device="cpu")
+    assert moved.layers[0].device == "cpu"
+    np.testing.assert_allclose(moved.predict(x), models[1].predict(x), atol=1e-4)
+    moved.save(path)
+    assert fastrnn.Sequential.load(path, device="cuda:0").layers[0].device == "cuda:0"
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_models_of_half_precision_are_saved(dtype: str, rng: Rng, tmp_path: Path) -> None:
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    model = fastrnn.Sequential([fastrnn.GRU(I, H, device="cuda", dtype=dtype)])
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    loaded = fastrnn.Sequential.load(path)
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], array, strict=True)
+    with pytest.raises(ValueError, match=r"dtype: expected float32 or float64, got '.*float16'"):
+        fastrnn.Sequential.load(path, device="cpu")
 
 
 def test_truncated_backpropagation(rng: Rng) -> None:
@@ -1340,3 +1421,34 @@ def test_the_error_says_what_is_missing() -> None:
     ):
         with pytest.raises(RuntimeError, match=r"^device='cuda': expected "):
             call()
+
+
+# ---- what the kernels multiply -------------------------------------------------------------------
+
+
+def test_an_infinite_state_stays_infinite(rng: Rng) -> None:
+    # Products of float32 are formed of parts, of which infinity has no two.
+    layer = make_layer("rnn_relu", 3, H, rng)
+    x = rng.standard_normal((3, B, 3)).astype(np.float32)
+    state = np.zeros((1, B, H), np.float32)
+    state[0, 0, 0], state[0, 1, 1] = np.inf, 3.402e38
+    expected, actual = layer(x, state)[0], on_gpu(layer)(x, state)[0]
+    assert np.isinf(expected).any()
+    finite = np.isfinite(expected)
+    assert (np.isfinite(actual) == finite).all()
+    assert (actual[~finite] == expected[~finite]).all()
+    np.testing.assert_allclose(actual[finite], expected[finite], rtol=1e-5, atol=1e-5)
+
+
+# ---- the README ----------------------------------------------------------------------------------
+
+
+def test_what_the_readme_shows_of_gpus_runs(rng: Rng) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```py\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 1
+    x = rng.standard_normal((100, 32, 8)).astype(np.float32)
+    names: dict[str, Any] = {"fastrnn": fastrnn, "x": x, "lengths": np.arange(32) * 3}
+    exec(blocks[0], names)
+    assert isinstance(names["output"], DeviceArray)
+    assert names["output"].shape == (100, 32, 64)

@@ -127,6 +127,59 @@ def test_we_read_theirs(
     assert got_metadata == (metadata or {})
 
 
+def draw_bfloat16(rng: np.random.Generator) -> Arrays:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    shapes = ((), (3,), (0, 2), (2, 3, 5))
+    arrays = {str(shape): np.asarray(rng.normal(size=shape), bfloat16) for shape in shapes}
+    arrays["strides"] = arrays["(2, 3, 5)"][:, ::2, ::-1].T
+    arrays["special"] = np.array([-np.inf, -0.0, 3e38, 1e-40], bfloat16)
+    arrays["wider"] = np.arange(3.0)
+    return arrays
+
+
+def test_bfloat16(tmp_path: Path, rng: np.random.Generator) -> None:
+    path, arrays = tmp_path / "a.safetensors", draw_bfloat16(rng)
+    io.save_arrays(path, arrays, METADATA)
+    got, metadata = io.load_arrays(path)
+    assert_same(got, arrays)
+    assert metadata == METADATA
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.safetensors: .* damaged"):
+        io.load_arrays(path)
+
+
+def test_bfloat16_of_others(tmp_path: Path, rng: np.random.Generator) -> None:
+    torch_files = pytest.importorskip("safetensors.torch")
+    path, arrays = tmp_path / "a.safetensors", draw_bfloat16(rng)
+    io.save_arrays(path, arrays)
+    theirs = torch_files.load_file(path)
+    for name, array in arrays.items():
+        assert str(theirs[name].dtype) == f"torch.{array.dtype}"
+        np.testing.assert_array_equal(theirs[name].double().numpy(), array.astype(float))
+    torch_files.save_file(theirs, path)
+    got, _ = io.load_arrays(path)
+    assert_same({name: got[name] for name in arrays}, arrays)
+
+
+def test_bfloat16_is_not_for_npz(tmp_path: Path) -> None:
+    array = np.ones(3, pytest.importorskip("ml_dtypes").bfloat16)
+    message = r"arrays\['x'\]: expected a type that .npz files have, got bfloat16; use .safetensors"
+    with pytest.raises(TypeError, match=message):
+        io.save_arrays(tmp_path / "a.npz", {"x": array})
+    assert os.listdir(tmp_path) == []
+
+
+def test_bfloat16_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, json.dumps({"x": entry(0, 4, (2,), "BF16")}).encode(), bytes(4))
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    message = r"a\.safetensors: 'x' is bfloat16, which needs the package ml_dtypes$"
+    with pytest.raises(ImportError, match=message):
+        io.load_arrays(path)
+
+
 def test_header_is_aligned(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for length in range(1, 10):
@@ -261,7 +314,8 @@ UNSOUND: dict[str, tuple[Any, int, str]] = {
         2,
         "'a' has not two data_offsets",
     ),
-    "other dtype": ({"a": entry(0, 4, (2,), "BF16")}, 4, "'a' has dtype 'BF16', not one of BOOL"),
+    "other dtype": ({"a": entry(0, 4, (2,), "E8M0")}, 4, "'a' has dtype 'E8M0', not one of BOOL"),
+    "size of BF16": ({"a": entry(0, 4, (1,), "BF16")}, 4, "'a' has 4 bytes, not 2"),
     "no dtype": ({"a": entry(0, 8, (2,), ["F32"])}, 8, r"'a' has dtype \['F32'\]"),
     "missing key": ({"a": {"dtype": "F32", "shape": [2]}}, 8, "'a' needs dtype, shape"),
     "no entry": ({"a": 3}, 0, "'a' needs dtype, shape"),

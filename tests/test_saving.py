@@ -12,7 +12,8 @@ from typing import Any
 import fastrnn
 import numpy as np
 import pytest
-from fastrnn import callbacks, io, losses, metrics, optimizers
+from fastrnn import callbacks, functional, io, losses, metrics, optimizers
+from fastrnn.config import place
 from fastrnn.containers import walk
 from numpy.typing import NDArray
 
@@ -402,6 +403,74 @@ def test_functions_do_not_fit_a_file(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
         model.save(tmp_path / "alone.npz", include_training=False)
         (tmp_path / "alone.npz").unlink()
+
+
+def as_if_saved_on_a_gpu(path: Path, **changes: Any) -> None:
+    """Rewrite a model's file: all its recurrent layers are on a GPU."""
+    arrays, metadata = io.load_arrays(path)
+
+    def change(item: dict[str, Any]) -> dict[str, Any]:
+        return item | {"device": "cuda", **changes} if "device" in item else item
+
+    described = json.loads(metadata["model"], object_hook=change)
+    io.save_arrays(path, arrays, {**metadata, "model": json.dumps(described)})
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise RuntimeError("device='cuda': expected an NVIDIA GPU")
+
+    monkeypatch.setattr(functional, "cuda_device_count", fail)
+
+
+def make_seq2seq() -> fastrnn.Seq2Seq:
+    return fastrnn.Seq2Seq(
+        fastrnn.Sequential([fastrnn.Embedding(8, 4, seed=0), fastrnn.LSTM(4, 6, seed=1)]),
+        fastrnn.Sequential([fastrnn.Embedding(5, 4, seed=2), fastrnn.LSTM(4, 6, seed=3)]),
+        start=1,
+        end=2,
+    )
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("make", [make_model, make_seq2seq])
+def test_a_model_of_a_gpu_is_loaded_without_one(make: Any, tmp_path: Path) -> None:
+    model, path = make(), tmp_path / "model.npz"
+    model.save(path)
+    as_if_saved_on_a_gpu(path, allow_tf32=True)
+    for device in (None, "cuda"):
+        with pytest.raises(RuntimeError, match="device='cuda': expected an NVIDIA GPU"):
+            type(model).load(path, device=device)
+    loaded = type(model).load(path, device="cpu")
+    assert repr(loaded) == repr(model)
+    same(loaded, model)
+
+
+def test_descriptions_without_a_device_get_one() -> None:
+    """Those of layers that were saved when there was the CPU alone."""
+
+    class Mine(fastrnn.GRU):
+        pass
+
+    classes = {"Sequential": fastrnn.Sequential, "Mine": Mine, "Dense": fastrnn.Dense}
+    old = {"class": "Sequential", "layers": [{"class": "Mine"}, {"class": "Dense"}]}
+    new = {
+        "class": "Sequential",
+        "layers": [{"class": "Mine", "device": "cuda"}, {"class": "Dense"}],
+    }
+    assert place(old, "cuda", classes) == new
+
+
+def test_devices_that_layers_cannot_be_loaded_on(tmp_path: Path) -> None:
+    path = tmp_path / "model.npz"
+    fastrnn.Sequential([fastrnn.GRU(3, 4)]).save(path)
+    with pytest.raises(ValueError, match=r"^device: expected 'cpu', 'cuda' or .*, got 'gpu'"):
+        fastrnn.Sequential.load(path, device="gpu")
+    as_if_saved_on_a_gpu(path, dtype="float16")
+    message = r"model\.npz: dtype: expected float32 or float64, got 'float16' \(device='cuda'"
+    with pytest.raises(ValueError, match=message):
+        fastrnn.Sequential.load(path, device="cpu")
 
 
 def test_wrong_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["build", "describe", "describe_arguments"]
+__all__ = ["build", "describe", "describe_arguments", "place"]
 
 _CLASS = "class"
 
@@ -124,3 +124,39 @@ def build(description: Any, classes: Mapping[str, type]) -> Any:
         return classes[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def place(description: Any, device: str, classes: Mapping[str, type]) -> Any:
+    """Move what `describe` described, before it is built.
+
+    Parameters
+    ----------
+    description : object
+        Of `describe`.
+    device : str
+        Where all that can have a device are to be.
+    classes : mapping of str to type
+        As for `build`.
+
+    Returns
+    -------
+    object
+        For `build`.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> place({"class": "GRU", "device": "cuda"}, "cpu", {"GRU": fastrnn.GRU})
+    {'class': 'GRU', 'device': 'cpu'}
+    """
+    if isinstance(description, list):
+        return [place(part, device, classes) for part in description]
+    if not isinstance(description, dict):
+        return description
+    placed = {name: place(part, device, classes) for name, part in description.items()}
+    cls = classes.get(placed.get(_CLASS, ""))
+    if cls is not None and "device" in _arguments(cls):
+        placed["device"] = device
+        if device == "cpu":
+            placed.pop("allow_tf32", None)
+    return placed

@@ -8,9 +8,13 @@ argument may lie on either side.
 
 All work is queued on the device's legacy default stream, and nothing waits for it but what copies
 to the host. Work of others on arrays that they hand over is waited for by the GPU, as their
-protocols say. An array on the GPU must be laid out step by step, (T, B, ...) without gaps, to be
-read in place: with ``batch_first`` that is a view of such memory, which is what results are. Of
-any other layout the GPU makes such a copy.
+protocols say. Who reads a `DeviceArray` on a stream of their own must keep it alive until that work
+is done, as its memory is used again once nothing refers to it; and the memory of arrays handed in
+must not be freed on another stream before the call's work is done.
+
+An array on the GPU must be laid out step by step, (T, B, ...) without gaps, to be read in place:
+with ``batch_first`` that is a view of such memory, which is what results are. Of any other layout
+the GPU makes such a copy.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,36 +165,73 @@ def _import(value: Any) -> DeviceArray:
         capsule = value.__dlpack__(stream=1)
     tensor = _tensor_of(capsule)
     dtype = _dtype_of(tensor.dtype)
-    shape = tuple(tensor.shape[: tensor.ndim])
+    shape = tensor.shape[: tensor.ndim]
     strides = None
     if tensor.strides:
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides[: tensor.ndim])
-    address = (tensor.data or 0) + tensor.byte_offset
+    address = tensor.data + tensor.byte_offset if tensor.data else 0
     # The capsule is left as it is, so that it lets go of the tensor when it dies.
-    return DeviceArray(capsule, address, shape, dtype, strides, tensor.device.number)
+    return _borrow(capsule, address, shape, dtype, strides, tensor.device.number)
 
 
 def _import_interface(interface: dict[str, Any], owner: Any) -> DeviceArray:
     """Read a CUDA array interface, https://numba.readthedocs.io/en/stable/cuda."""
     if interface.get("mask") is not None:
         raise BufferError("expected an array without a mask")
-    address = interface["data"][0] or 0  # of an array without elements
+    missing = [key for key in ("shape", "typestr", "data") if key not in interface]
+    if missing:
+        raise BufferError(f"expected an interface with {', '.join(missing)}, got one without")
+    data = interface["data"]
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise BufferError(f"data: expected a pair (address, read_only), got {data!r}")
+    address = functional.integer("data", data[0] or 0, 0, 1 << 64)  # None without elements
     number = functional.cuda_device_of(address) if address else 0
     if number < 0:
         raise BufferError("expected memory of a GPU, got an address of the host")
     stream = interface.get("stream")
-    if stream == 0:
-        raise BufferError("expected a stream that is not 0, which the interface does not allow")
+    _check_stream(stream, "None or a cudaStream_t but 0", 1)
     if stream not in (None, 1):
         functional.cuda_wait_for(number, DEFAULT_STREAM, stream)
-    return DeviceArray(
+    return _borrow(
         owner,
         address,
-        tuple(interface["shape"]),
+        interface["shape"],
         np.dtype(interface["typestr"]),
         interface.get("strides"),
         number,
     )
+
+
+def _borrow(
+    owner: Any, address: int, shape: Any, dtype: np.dtype[Any], strides: Any, number: int
+) -> DeviceArray:
+    """View memory of others, unless what they say of it cannot be."""
+    shape = _integers("shape", shape)
+    if any(size < 0 for size in shape):
+        raise BufferError(f"shape: expected sizes >= 0, got {shape}")
+    if strides is not None:
+        strides = _integers("strides", strides)
+        if len(strides) != len(shape):
+            raise BufferError(f"strides: expected as many as sizes in {shape}, got {strides}")
+    if dtype.hasobject:
+        raise BufferError(f"expected numbers, got {dtype}")
+    if not address and math.prod(shape):
+        raise BufferError(f"expected memory of a GPU for {shape} {dtype}, got a null pointer")
+    return DeviceArray(owner, address, shape, dtype, strides, number)
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name}: expected integers, got {values!r}") from None
+
+
+def _check_stream(stream: Any, expected: str, low: int) -> None:
+    is_integer = isinstance(stream, (int, np.integer)) and not isinstance(stream, bool)
+    if stream is None or (is_integer and stream != 0 and low <= stream < 1 << 64):
+        return
+    raise (ValueError if is_integer else TypeError)(f"stream: expected {expected}, got {stream!r}")
 
 
 def on_device(name: str, value: Any) -> DeviceArray | None:
@@ -289,26 +331,14 @@ class DeviceArray:
     It has no arithmetic: CuPy, PyTorch, JAX and Numba read it in place, and `numpy` copies it to
     the host. Made by `to_device` and by layers.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Sizes of the axes.
-    dtype : numpy.dtype
-        Type of the elements.
-    strides : tuple of int
-        Bytes from one element of an axis to the next.
-    device : str
-        Such as ``"cuda:0"``.
-    address : int
-        Of the first element.
-
     Notes
     -----
     What writes to it is queued on the device's legacy default stream. The CUDA array interface
     says so, and DLPack's consumers are made to wait for it.
     """
 
-    __slots__ = ("_number", "_owner", "address", "dtype", "shape", "strides")
+    # Private, for memory is read by them: who could change them could make that crash.
+    __slots__ = ("_address", "_dtype", "_number", "_owner", "_shape", "_strides")
 
     def __init__(
         self,
@@ -321,12 +351,32 @@ class DeviceArray:
     ) -> None:
         self._owner = owner
         self._number = device
-        self.address = address
-        self.shape = tuple(int(size) for size in shape)
-        self.dtype = dtype
+        self._address = address
+        self._shape = tuple(int(size) for size in shape)
+        self._dtype = dtype
         if strides is None:
-            strides = _contiguous_strides(self.shape, dtype.itemsize)
-        self.strides = tuple(int(stride) for stride in strides)
+            strides = _contiguous_strides(self._shape, dtype.itemsize)
+        self._strides = tuple(int(stride) for stride in strides)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return self._dtype
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element of an axis to the next."""
+        return self._strides
+
+    @property
+    def address(self) -> int:
+        """Of the first element."""
+        return self._address
 
     @property
     def device(self) -> str:
@@ -352,6 +402,9 @@ class DeviceArray:
         if not self.shape:
             raise TypeError("len() of an array without axes")
         return self.shape[0]
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("bool() of an array on a GPU; its method numpy() copies it to the host")
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.shape}, {self.dtype.name}, device={self.device!r})"
@@ -463,8 +516,7 @@ class DeviceArray:
             )
         if copy:
             raise BufferError("copy: expected None or False on a GPU, got True")
-        if stream == 0:
-            raise ValueError("stream: expected None, -1 or a cudaStream_t but 0, got 0")
+        _check_stream(stream, "None, -1 or a cudaStream_t but 0", -1)
         if stream not in (None, -1, 1):
             functional.cuda_wait_for(self._number, stream, DEFAULT_STREAM)
         return _export(self) if max_version is None else _export(self, max_version=max_version)
@@ -498,9 +550,7 @@ def to_device(array: functional.SupportsArray, device: str = "cuda") -> DeviceAr
     >>> layer(x)[0]  # doctest: +SKIP
     DeviceArray((5, 3, 16), float32, device='cuda:0')
     """
-    number = functional.device_number("device", device)
-    if number is None:
-        raise ValueError(f"device: expected 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
+    number = functional.gpu_number("device", device)
     given = view("array", array, number)
     if isinstance(given, DeviceArray):
         return given

@@ -217,6 +217,9 @@ def layer_dtype(name: str, value: Any, device: str) -> np.dtype[Any]:
         ) from None
 
 
+_GPUS = "'cuda' or 'cuda:0', 'cuda:1', ..."
+
+
 def device_number(name: str, value: Any) -> int | None:
     """Return the number of a GPU that is there, None of the CPU, or raise an error.
 
@@ -228,11 +231,14 @@ def device_number(name: str, value: Any) -> int | None:
     """
     if isinstance(value, str) and value == "cpu":
         return None
+    return gpu_number(name, value, f"'cpu', {_GPUS}")
+
+
+def gpu_number(name: str, value: Any, expected: str = _GPUS) -> int:
+    """Return the number of a GPU that is there, or raise an error that says what is expected."""
     kind, colon, digits = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind != "cuda" or bool(colon) != (digits.isascii() and digits.isdigit()):
-        raise ValueError(
-            f"{name}: expected 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {value!r}"
-        )
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
     count = cuda_device_count()
     number = int(digits or 0)
     if number >= count:
@@ -521,6 +527,12 @@ def backward(
         Gradients in the engine's order.
     """
     if not isinstance(tape, Tape):
+        from fastrnn.cuda_engine import DeviceTape  # here, for `import fastrnn` is to be quick
+
+        if isinstance(tape, DeviceTape):
+            raise ValueError(
+                "tape: expected one that this layer's forward returned, got a cuda layer's"
+            )
         raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
     return engine.backward(
         tape,

@@ -48,6 +48,8 @@ _DTYPES = {
     "F64": np.dtype("<f8"),
 }
 _CODES = {dtype.str: code for code, dtype in _DTYPES.items()}
+_BFLOAT16 = "BF16"
+_DTYPES[_BFLOAT16] = np.dtype("<u2")  # its bits, for NumPy alone has no such type
 
 
 def save_arrays(
@@ -63,7 +65,8 @@ def save_arrays(
         A file there is replaced at the end. If anything goes wrong before, even a kill or a power
         failure, it is what it was.
     arrays : mapping of str to ndarray
-        Of bool, (u)int8 to 64 or float16 to 64; of any shape, byte order and strides.
+        Of bool, (u)int8 to 64 or float16 to 64, and in ``.safetensors`` the bfloat16 of the package
+        ml_dtypes; of any shape, byte order and strides.
     metadata : mapping of str to str, optional
         What else is to be remembered; the name ``crc32`` is taken.
 
@@ -99,7 +102,7 @@ def save_arrays(
     >>> folder.cleanup()
     """
     suffix = _suffix(path)
-    checked = _check_arrays(arrays)
+    checked = _check_arrays(arrays, suffix)
     texts = _check_metadata({} if metadata is None else metadata)
     texts[_CHECKSUM] = _checksum(checked, texts)
     with _replacing(path) as file:
@@ -131,6 +134,8 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
         files of `save_arrays`, which have a checksum.
     OSError
         If it cannot be opened.
+    ImportError
+        If it holds bfloat16, and the package ml_dtypes is not there.
 
     Examples
     --------
@@ -154,6 +159,8 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
                 "damaged, as the checksum is another one",
             )
             return arrays, metadata
+        except ImportError as error:
+            raise ImportError(f"{os.fspath(path)}: {error}") from error
         except Exception as error:  # of zipfile, of JSON, of NumPy: there is no end of kinds
             raise ValueError(f"{os.fspath(path)}: not a sound {suffix} file: {error}") from error
 
@@ -190,9 +197,15 @@ def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
     entries = [[name, _code(arrays[name].dtype), list(arrays[name].shape)] for name in order]
     value = zlib.crc32(json.dumps([sorted(metadata.items()), entries]).encode())
     for name in order:
-        little = arrays[name].dtype.newbyteorder("<")
-        value = zlib.crc32(np.asarray(arrays[name], little, order="C").data, value)
+        value = zlib.crc32(_numbers(arrays[name]), value)
     return f"{value:08x}"
+
+
+def _numbers(array: NDArray[Any]) -> memoryview:
+    """Return the numbers of an array, little-endian in C order."""
+    if _code(array.dtype) == _BFLOAT16:
+        array = array.view(np.uint16)
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C").data
 
 
 def _check_text(label: str, text: object) -> str:
@@ -217,7 +230,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+def _check_arrays(arrays: Mapping[str, NDArray[Any]], suffix: str) -> Arrays:
     """View the arrays, or copy them if need be, as little-endian ones in C order."""
     if not isinstance(arrays, Mapping):
         kind = type(arrays).__name__
@@ -231,18 +244,26 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         array = functional.view(label, given)
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{label}: expected an array, got a masked one")
-        dtype = _known(label, array.dtype)
+        dtype = _known(label, array.dtype, suffix)
         checked[name] = np.asarray(array, dtype, order="C")
     return checked
 
 
 def _code(dtype: np.dtype[Any]) -> str | None:
+    if dtype.name == "bfloat16" and dtype.isnative:
+        return _BFLOAT16
     return _CODES.get(dtype.newbyteorder("<").str)
 
 
-def _known(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _known(label: str, dtype: np.dtype[Any], suffix: str) -> np.dtype[Any]:
     """Return the little-endian form of one of the dtypes, or raise a TypeError."""
     code = _code(dtype)
+    if code == _BFLOAT16:
+        if suffix == ".npz":
+            raise TypeError(
+                f"{label}: expected a type that .npz files have, got bfloat16; use .safetensors"
+            )
+        return dtype
     if code is None:
         raise TypeError(f"{label}: expected bool, (u)int8 to 64 or float16 to 64, got {dtype}")
     return _DTYPES[code]
@@ -282,7 +303,7 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
     header: dict[str, Any] = {_METADATA: metadata}
     for name, array in arrays.items():
         header[name] = {
-            "dtype": _CODES[array.dtype.str],
+            "dtype": _code(array.dtype),
             "shape": list(array.shape),
             "data_offsets": places[name],
         }
@@ -295,7 +316,7 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for name in order:
-        file.write(arrays[name].data)
+        file.write(_numbers(arrays[name]))
 
 
 def _read_safetensors(file: BinaryIO) -> tuple[Arrays, dict[str, str]]:
@@ -317,6 +338,11 @@ def _read_safetensors(file: BinaryIO) -> tuple[Arrays, dict[str, str]]:
         got = file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
         _require(got == array.nbytes, f"{name!r} is cut off")
         arrays[name] = _native(array)
+        if entry["dtype"] == _BFLOAT16:
+            bfloat16 = functional.half_dtype("bfloat16")
+            if bfloat16 is None:
+                raise ImportError(f"{name!r} is bfloat16, which needs the package ml_dtypes")
+            arrays[name] = arrays[name].view(bfloat16)
     return arrays, metadata
 
 
@@ -376,7 +402,7 @@ def _read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, str]]:
                 metadata = json.loads(text, object_pairs_hook=_unique)
                 _require(_is_metadata(metadata), f"{_METADATA} does not map names to text")
             else:
-                _known(f"{name!r}", array.dtype)
+                _known(f"{name!r}", array.dtype, ".npz")
                 arrays[name] = _native(array)
     return arrays, metadata
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fastrnn import callbacks, functional, io, losses, metrics, optimizers
-from fastrnn.config import build, describe
+from fastrnn.config import build, describe, place
 from fastrnn.containers import walk
 from fastrnn.layer import Layer
 
@@ -81,8 +81,15 @@ def _describe_metric(metric: metrics.Metric) -> Any:
     return metric.name if named else describe(metric, "metrics")
 
 
-def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, type]) -> Kind:
+def load(
+    cls: type[Kind],
+    path: str | os.PathLike[str],
+    custom: Mapping[str, type],
+    device: str | None = None,
+) -> Kind:
     """Load a model, see ``Sequential.load``."""
+    if device is not None:
+        functional.device_number("device", device)
     arrays, metadata = io.load_arrays(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(
@@ -90,7 +97,7 @@ def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, typ
             f" {metadata.get('format')!r}"
         )
     try:
-        return _load(cls, arrays, metadata, custom)
+        return _load(cls, arrays, metadata, custom, device)
     except ValueError as error:  # of JSON, too
         raise ValueError(f"{path}: {error}") from error
     except (LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
@@ -98,9 +105,16 @@ def load(cls: type[Kind], path: str | os.PathLike[str], custom: Mapping[str, typ
 
 
 def _load(
-    cls: type[Kind], arrays: dict[str, Any], metadata: dict[str, str], custom: Mapping[str, type]
+    cls: type[Kind],
+    arrays: dict[str, Any],
+    metadata: dict[str, str],
+    custom: Mapping[str, type],
+    device: str | None,
 ) -> Kind:
-    model = build(json.loads(metadata["model"]), {**_classes(Layer), **custom})
+    description, classes = json.loads(metadata["model"]), {**_classes(Layer), **custom}
+    if device is not None:
+        description = place(description, device, classes)
+    model = build(description, classes)
     if not isinstance(model, cls):
         raise ValueError(f"expected a {cls.__name__}, got a {type(model).__name__}")
     ours = (_OPTIMIZER, _CALLBACKS, _TOTALS)

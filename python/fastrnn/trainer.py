@@ -539,7 +539,11 @@ class Model(Container):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, custom: Mapping[str, type] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        custom: Mapping[str, type] | None = None,
+        device: str | None = None,
     ) -> Self:
         """Load a model that `save` wrote.
 
@@ -549,6 +553,9 @@ class Model(Container):
             The file.
         custom : mapping of str to type, optional
             Classes of your own that the model has, by name.
+        device : str, optional
+            ``"cpu"`` or ``"cuda"``, for all layers that have a device, whatever they were saved
+            with, such as to load on a machine without a GPU; without `allow_tf32` on the CPU.
 
         Returns
         -------
@@ -557,7 +564,7 @@ class Model(Container):
             stopped; callbacks of the same classes in the same order get their memory back, where
             the file was saved in a fit.
         """
-        return saving.load(cls, path, custom or {})
+        return saving.load(cls, path, custom or {}, device)
 
     # Parts of both.
 
