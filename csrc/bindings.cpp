@@ -380,6 +380,20 @@ class TypedKeptCall final : public KeptCall {
   std::shared_ptr<const int> maker;  // identity of the engine
 };
 
+// A tape as its engine made it; raises where it is another's, used up or in use.
+template <class Own, class Any>
+Own& opened(Any& any, const std::shared_ptr<const int>& engine) {
+  auto* const own = dynamic_cast<Own*>(&any);
+  if (!own || own->maker != engine) {
+    throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
+  }
+  if (own->consumed) {
+    throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
+  }
+  if (own->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
+  return *own;
+}
+
 // Gate gradients of single steps during one backward pass.
 class KeptSteps {
  public:
@@ -918,17 +932,7 @@ class TypedEngine final : public Engine {
     return kept;
   }
 
-  TypedKeptCall<T>& open_tape(KeptCall& any) const {
-    auto* const kept = dynamic_cast<TypedKeptCall<T>*>(&any);
-    if (!kept || kept->maker != identity_) {
-      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
-    }
-    if (kept->consumed) {
-      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
-    }
-    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
-    return *kept;
-  }
+  TypedKeptCall<T>& open_tape(KeptCall& any) const { return opened<TypedKeptCall<T>>(any, identity_); }
 
   std::vector<T*> gradient_pointers(void* block) const {
     std::vector<T*> pointers;
@@ -1756,15 +1760,7 @@ class TypedCudaEngine final : public CudaEngine {
   }
 
   const TypedCudaTape<T>& open_tape(const CudaTape& any) const {
-    const auto* const kept = dynamic_cast<const TypedCudaTape<T>*>(&any);
-    if (!kept || kept->maker != identity_) {
-      throw py::value_error("tape: expected one that this layer's forward returned, got another layer's");
-    }
-    if (kept->consumed) {
-      throw py::value_error("tape: expected one that is open, got one that backward consumed (see retain)");
-    }
-    if (kept->busy) throw py::value_error("tape: expected one that no other thread uses, got one in use");
-    return *kept;
+    return opened<const TypedCudaTape<T>>(any, identity_);
   }
 
   template <class Call>
