@@ -19,8 +19,9 @@ constexpr double cell_cycles = 350;             // two meetings of a block, and 
 constexpr double steps_floor = 3.6;             // a product and a pointwise kernel, launched one by one
 constexpr double shared_bytes_per_cycle = 128;  // of one multiprocessor
 constexpr double l2_bytes_per_cycle = 2500;     // of all
-constexpr double worthwhile = 0.8;              // of the time, for a policy that takes more to exchange
-constexpr int last_cluster_hidden = 512;        // beyond, a cluster has too few registers
+constexpr int processing_cluster = 16;    // multiprocessors that share one, of data center chips at least
+constexpr double worthwhile = 0.8;        // of the time, for a policy that takes more to exchange
+constexpr int last_cluster_hidden = 512;  // beyond, a cluster has too few registers
 
 struct Numbers {
   int step, parts;
@@ -144,6 +145,13 @@ class Search {
     return device_.multiprocessors / static_cast<int>(problem_.directions);
   }
 
+  // A cluster lies in one processing cluster of the chip.
+  double blocks_at_once(Policy policy, int ranks) const {
+    if (policy != Policy::cluster) return device_.multiprocessors;
+    const int together = std::max(1, processing_cluster / ranks);
+    return std::max(1, device_.multiprocessors / processing_cluster) * together * ranks;
+  }
+
   void consider(Policy policy, int tiles, int all_tiles) {
     PersistentShape shape = shape_;
     shape.tiles = tiles;
@@ -153,7 +161,7 @@ class Search {
     const int groups = (all_tiles + tiles - 1) / tiles;
     const std::int64_t blocks = problem_.directions * groups * shape.ranks;
     if (policy == Policy::grid && blocks > device_.multiprocessors) return;  // all must run at once
-    const double waves = std::ceil(static_cast<double>(blocks) / device_.multiprocessors);
+    const double waves = std::ceil(static_cast<double>(blocks) / blocks_at_once(policy, shape.ranks));
     const double cost = step_cost(shape, numbers_, policy, waves);
     const double least = policy == best_.policy ? 1 : worthwhile;
     if (best_.policy != Policy::steps && cost >= least * best_.step_microseconds) return;
