@@ -1,5 +1,5 @@
-// Which policy runs the layers of a call on a device. All layers of a network have the same plan: what
-// differs between them is projected before their steps.
+// Which policy runs the layers of a call on a device. In a pass all layers of a network have the same
+// plan: what differs between them is projected before their steps.
 #pragma once
 
 #include <algorithm>
