@@ -208,11 +208,14 @@ FASTRNN_HD inline float element_of(const Right<Op>& fragment, int i, int part) {
 // for `step` units of 8 rows of a batch.
 constexpr int right_bytes = warp_lanes * 2 * 4;
 
-template <class Op>
-FASTRNN_HD inline Right<Op> load_right(const char* fragment, int lane) {
-  Right<Op> right;
+FASTRNN_HD inline std::uint64_t right_words(const char* fragment, int lane) {
   std::uint64_t both;
   memcpy(&both, __builtin_assume_aligned(fragment + lane * 8, 8), sizeof both);
+  return both;
+}
+template <class Op>
+FASTRNN_HD inline Right<Op> right_of(std::uint64_t both) {
+  Right<Op> right;
   const auto first = static_cast<std::uint32_t>(both), second = static_cast<std::uint32_t>(both >> 32);
   if constexpr (Op::parts == 2) {
     split_tf32(bits_as<float>(first), right.word[0], right.word[2]);
@@ -224,16 +227,17 @@ FASTRNN_HD inline Right<Op> load_right(const char* fragment, int lane) {
   return right;
 }
 
-// Byte of element (k, column) of such fragments, k counting over the steps of one row of fragments.
-template <class Op>
+// Byte of element (k, column) of such fragments, k counting over the steps of one row of fragments, in which
+// those of `matrices` take turns.
+template <class Op, int matrices = 1>
 FASTRNN_HD constexpr std::int64_t right_byte(std::int64_t k, int column) {
   const Position p{static_cast<int>(k % Op::step), column};
-  return k / Op::step * right_bytes + Op::right_lane(p) * 8 +
+  return k / Op::step * (matrices * right_bytes) + Op::right_lane(p) * 8 +
          Op::right_element(p) * static_cast<int>(sizeof(typename Op::Element));
 }
-template <class Op>
+template <class Op, int matrices = 1>
 FASTRNN_HD inline void put_right(char* fragments, std::int64_t k, int column, float x) {
-  *reinterpret_cast<typename Op::Element*>(fragments + right_byte<Op>(k, column)) = Op::rounded(x);
+  *reinterpret_cast<typename Op::Element*>(fragments + right_byte<Op, matrices>(k, column)) = Op::rounded(x);
 }
 
 // ---- a warp -------------------------------------------------------------------------------------------

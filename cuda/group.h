@@ -7,14 +7,19 @@
 //   char* shared           memory of the block, PersistentShape::shared_bytes()
 //   sync()                 all warps of the block meet
 //   start()                all blocks have begun and their buffers are ready for what others write there
-//   char* buffer(step)     of this block, with what is exchanged before `step`
+//   char* buffer(step)     with what is exchanged before `step`: in the block's memory, or in that of a grid
+//   words(fragment, lane)  of a right fragment in a buffer: what right_of() takes
+//   is_far                 whether such a read takes long, as from L2
 //   publish(step)          the block has written its own pieces of its buffer(step), which the others shall
-//                          get. Between the last sync() and this no warp reads buffer(step)
+//                          get. Between the last sync() and this no warp reads those pieces
 //   receive(step)          all pieces of buffer(step) are there
+//   release(step)          the block has read all that it needs of buffer(step), and goes on to publish the
+//                          next one. Comes after a sync()
 //
-// Every warp calls the same of these in the same order. Nobody waits in `publish`, so what follows it up to
-// `receive` overlaps with the exchange. Two buffers suffice: who publishes step s + 1 has received step s of
-// all others, who had then read step s - 1, which lay where s + 1 goes.
+// Every warp calls the same of these in the same order. With two buffers nobody waits in `publish`, so what
+// follows it up to `receive` overlaps with the exchange. Two suffice: who writes pieces of step s + 1 has
+// received step s of all others, who had then read step s - 1, which lay where s + 1 goes. With one, in a
+// cluster, `publish` waits until all others have released it.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,9 @@
 //
 // Block: one block is the group. Cluster (compute capability 9.0): blocks write into each other's shared
 // memory and meet at the hardware's cluster barrier. Grid: all blocks run at once (cooperative launch), write
-// pieces to L2, and raise a flag each with release; readers acquire all flags of the group.
+// pieces to L2, and raise a flag each with release; readers acquire all flags of the group, and warps load
+// fragments from L2 right before they multiply: hardly any is read twice by a block, and shared memory is
+// left to weights and sums.
 #pragma once
 
 #include "group.h"
@@ -28,6 +30,7 @@ class BlockGroup {
   __device__ BlockGroup(const PersistentLayout& layout, char* memory)
       : rank(0), warp(this_warp()), shared(memory), layout_(layout) {}
 
+  static constexpr bool is_far = false;
   const int rank, warp;
   char* const shared;
 
@@ -40,8 +43,12 @@ class BlockGroup {
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ void start() const { sync(); }
   __device__ __forceinline__ char* buffer(int) const { return shared; }
+  __device__ __forceinline__ static std::uint64_t words(const char* fragment, int lane) {
+    return right_words(fragment, lane);
+  }
   __device__ __forceinline__ void publish(int) const {}
   __device__ __forceinline__ void receive(int) const { sync(); }
+  __device__ __forceinline__ void release(int) const {}
 
  protected:
   __device__ BlockGroup(const PersistentLayout& layout, char* memory, int block_rank)
@@ -58,11 +65,13 @@ class ClusterGroup : public BlockGroup {
   __device__ __forceinline__ void start() const {
     arrive();
     wait();
+    release(0);
   }
   __device__ __forceinline__ char* buffer(int step) const {
-    return shared + (step & 1) * layout_.buffer_bytes;
+    return shared + (step & (layout_.buffers - 1)) * layout_.buffer_bytes;
   }
   __device__ __forceinline__ void publish(int step) const {
+    if (layout_.buffers == 1) wait();
     sync();
     const char* const mine = buffer(step);
     const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
@@ -75,6 +84,9 @@ class ClusterGroup : public BlockGroup {
     arrive();
   }
   __device__ __forceinline__ void receive(int) const { wait(); }
+  __device__ __forceinline__ void release(int) const {
+    if (layout_.buffers == 1) arrive();
+  }
 
  private:
   // The same place in another block's shared memory.
@@ -100,24 +112,31 @@ class ClusterGroup : public BlockGroup {
 
 class GridGroup : public BlockGroup {
  public:
+  static constexpr bool is_far = true;
+
   __device__ GridGroup(const PersistentLayout& layout, char* memory, int block_rank, int group,
                        const GridExchange& exchange)
       : BlockGroup(layout, memory, block_rank),
         global_(exchange.buffers + group * 2 * layout.buffer_bytes),
         flags_(exchange.flags + group * layout.ranks) {}
 
+  __device__ __forceinline__ char* buffer(int step) const {
+    return global_ + (step & 1) * layout_.buffer_bytes;
+  }
+  // From L2, past L1, which knows nothing of what other blocks write.
+  __device__ __forceinline__ static std::uint64_t words(const char* fragment, int lane) {
+    std::uint64_t both;
+    asm volatile("ld.global.cg.u64 %0, [%1];"
+                 : "=l"(both)
+                 : "l"(__cvta_generic_to_global(fragment + lane * sizeof both)));
+    return both;
+  }
+
   __device__ __forceinline__ void publish(int step) const {
-    sync();
-    char* const to = global_ + (step & 1) * layout_.buffer_bytes;
-    each_vector(layout_, rank, thread(0), layout_.threads, [&](int byte) {
-      __stcg(reinterpret_cast<uint4*>(to + byte), *reinterpret_cast<const uint4*>(shared + byte));
-    });
     // Release hands on what the thread has seen, and so what all have written before they met here.
     sync();
     if (threadIdx.x == 0) {
-      asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flags_ + rank),
-                   "r"(static_cast<unsigned>(step))
-                   : "memory");
+      asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flags_ + rank), "r"(flag_of(step)) : "memory");
     }
   }
 
@@ -125,33 +144,21 @@ class GridGroup : public BlockGroup {
     // Who waits asks without acquire, which would empty L1 every time; one fence makes up for it.
     if (thread(0) < layout_.ranks) {
       for (int from = thread(0); from < layout_.ranks; from += layout_.threads) {
-        while (published(from) < static_cast<unsigned>(step)) {
+        while (flag(from) < flag_of(step)) {
         }
       }
       asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     sync();
-    const int begin = thread(0) * vector_bytes, stride = layout_.threads * vector_bytes;
-    auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + begin;
-    std::size_t from = __cvta_generic_to_global(global_ + (step & 1) * layout_.buffer_bytes + begin);
-    FASTRNN_UNROLL_BY(1)
-    for (int left = layout_.buffer_bytes - begin; left > 0; left -= stride, to += stride, from += stride) {
-      copy(to, from);
-    }
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    sync();
   }
 
  private:
-  // A vector from L2 to shared memory past the registers, of which there are too few for all that should be
-  // on its way at once.
-  __device__ __forceinline__ static void copy(std::uint32_t to, std::size_t from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-  }
-  __device__ __forceinline__ unsigned published(int of) const {
-    unsigned step;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(step) : "l"(flags_ + of) : "memory");
-    return step;
+  // A flag is 0 before a launch, and then counts what its block has published.
+  __device__ __forceinline__ static unsigned flag_of(int step) { return static_cast<unsigned>(step) + 1; }
+  __device__ __forceinline__ unsigned flag(int of) const {
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flags_ + of) : "memory");
+    return value;
   }
 
   char* const global_;

@@ -49,7 +49,7 @@ struct EmulatedBlocks {
   std::vector<std::unique_ptr<EmulatedBlock>> blocks;
   std::barrier<> meet;                  // of a cluster
   std::vector<char> global[2];          // of a grid, zeros at first
-  std::vector<std::atomic<int>> flags;  // of a grid: the step that a rank has published
+  std::vector<std::atomic<int>> flags;  // of a grid: how many steps a rank has published
 };
 
 class EmulatedGroup {
@@ -61,6 +61,7 @@ class EmulatedGroup {
         blocks_(blocks),
         block_(*blocks.blocks[static_cast<std::size_t>(block_rank)]) {}
 
+  static constexpr bool is_far = true;
   const int rank, warp;
   char* const shared;
 
@@ -73,14 +74,19 @@ class EmulatedGroup {
   void start() {
     if (blocks_.policy == Policy::cluster) {
       blocks_.meet.arrive_and_wait();
+      release(0);
     } else {
       sync();
     }
   }
-  char* buffer(int step) const { return buffer_of(shared, step); }
+  char* buffer(int step) const {
+    return blocks_.policy == Policy::grid ? blocks_.global[step % 2].data() : buffer_of(shared, step);
+  }
+  static std::uint64_t words(const char* fragment, int lane) { return right_words(fragment, lane); }
 
   void publish(int step) {
     if (blocks_.policy == Policy::block) return;
+    if (blocks_.policy == Policy::cluster && layout().buffers == 1) blocks_.meet.wait(std::move(*arrival_));
     sync();
     if (blocks_.policy == Policy::cluster) {
       lanes([&](int lane) {
@@ -91,12 +97,12 @@ class EmulatedGroup {
       });
       arrival_ = blocks_.meet.arrive();
     } else {
-      lanes([&](int lane) {
-        copy_piece(blocks_.global[step % 2].data(), buffer(step), thread(lane), layout().threads);
-      });
-      sync();
-      if (warp == 0) flag(rank).store(static_cast<int>(step), std::memory_order_release);
+      if (warp == 0) flag(rank).store(step + 1, std::memory_order_release);
     }
+  }
+
+  void release(int) {
+    if (blocks_.policy == Policy::cluster && layout().buffers == 1) arrival_ = blocks_.meet.arrive();
   }
 
   void receive(int step) {
@@ -107,17 +113,9 @@ class EmulatedGroup {
     } else {
       if (warp == 0) {
         for (int from = 0; from < layout().ranks; ++from) {
-          while (flag(from).load(std::memory_order_acquire) < step) std::this_thread::yield();
+          while (flag(from).load(std::memory_order_acquire) <= step) std::this_thread::yield();
         }
       }
-      sync();
-      lanes([&](int lane) {
-        const char* const from = blocks_.global[step % 2].data();
-        for (int byte = thread(lane) * vector_bytes; byte < layout().buffer_bytes;
-             byte += layout().threads * vector_bytes) {
-          std::memcpy(buffer(step) + byte, from + byte, vector_bytes);
-        }
-      });
       sync();
     }
   }

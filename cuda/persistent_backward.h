@@ -55,16 +55,25 @@ class PersistentBackward {
     begin();
     group_.start();
     const int steps = static_cast<int>(frame_.steps);
-    for (int s = 0; s <= steps; ++s) {
+    for (int s = 0; s < steps; ++s) {
       const int t = d_ ? s : steps - 1 - s;
-      if (s < steps) load(t);
-      if (s > 0) multiply(s);
-      if (s == steps) break;
-      compute(t, s > 0, group_.buffer(s + 1));
+      load(t);
+      if (s > 0) group_.receive(s);
+      each_band(group_, layout_, [&](const Band& band) {
+        if (s > 0) {
+          multiply(band, s);
+          if (band.is_last(layout_)) group_.release(s);
+        }
+        compute(band, t, s > 0, group_.buffer(s + 1));
+      });
       group_.publish(s + 1);
       store(t);
     }
-    finish();
+    group_.receive(steps);
+    each_band(group_, layout_, [&](const Band& band) {
+      multiply(band, steps);
+      finish(band);
+    });
   }
 
  private:
@@ -108,9 +117,8 @@ class PersistentBackward {
     });
   }
 
-  FASTRNN_DEVICE void multiply(int s) {
-    group_.receive(s);
-    product_.run(group_, layout_, group_.buffer(s));
+  FASTRNN_DEVICE void multiply(const Band& band, int s) {
+    product_.run(group_, layout_, band, group_.buffer(s));
     group_.sync();
     items_.forget();
   }
@@ -142,20 +150,22 @@ class PersistentBackward {
   }
 
   // What reaches the state after a step from later steps.
-  FASTRNN_DEVICE M arriving(const ItemPlace& place, int index, bool has_after, bool is_cut) const {
+  FASTRNN_DEVICE M arriving(const Band& band, const ItemPlace& place, int index, bool has_after,
+                            bool is_cut) const {
     if (is_cut) return M(0);
     const M passed = carry()[index];
     if (!has_after) return passed;
     M product[1];
-    add_chunks(layout_, partials(), place, product);
+    add_chunks(layout_, band, partials(), place, product);
     return passed + product[0];
   }
 
-  // One step of the block's units; gradients of gates into `buffer`.
-  FASTRNN_DEVICE void compute(int t, bool has_after, char* buffer) {
+  // One step of the block's units in a band; gradients of gates into `buffer`.
+  FASTRNN_DEVICE void compute(const Band& band, int t, bool has_after, char* buffer) {
     items([&](const ItemPlace& place, Item& item, int index) {
+      if (!band.has(layout_, place.n)) return;
       if (item.reset) item.flags |= cut;
-      const M grad = arriving(place, index, has_after, item.flags & cut_after);
+      const M grad = arriving(band, place, index, has_after, item.flags & cut_after);
       carry()[index] = item.flags & active ? M(0) : grad;
       if (item.flags & active) {
         step(t, place, index, item, grad);
@@ -165,8 +175,8 @@ class PersistentBackward {
       }
       FASTRNN_UNROLL
       for (int g = 0; g < gates; ++g) {
-        char* const row = buffer + ((place.n / tile_columns) * gates + g) * layout_.row_bytes;
-        put_right<Op>(row, place.u, place.n % tile_columns, static_cast<M>(item.slot[slots - gates + g]));
+        put_right<Op, gates>(buffer + place.n / tile_columns * layout_.row_bytes + g * right_bytes, place.u,
+                             place.n % tile_columns, static_cast<M>(item.slot[slots - gates + g]));
       }
     });
   }
@@ -199,13 +209,15 @@ class PersistentBackward {
     });
   }
 
-  FASTRNN_DEVICE void finish() {
+  FASTRNN_DEVICE void finish(const Band& band) {
     const std::int64_t last = d_ ? frame_.steps - 1 : 0;
     items([&](const ItemPlace& place, Item&, int index) {
+      if (!band.has(layout_, place.n)) return;
       const std::int64_t at = place.b * frame_.hidden + place.u;
       const bool is_cut = frame_.is_cut(d_, last, place.b);
       if (chain_.grad_h0)
-        write_global(chain_.grad_h0 + at, static_cast<T>(arriving(place, index, frame_.steps > 0, is_cut)));
+        write_global(chain_.grad_h0 + at,
+                     static_cast<T>(arriving(band, place, index, frame_.steps > 0, is_cut)));
       if (chain_.grad_c0) write_global(chain_.grad_c0 + at, static_cast<T>(grad_c()[index]));
     });
   }

@@ -62,15 +62,19 @@ class PersistentForward {
     product_.load(group_, layout_, chain_.weight_hh, frame_.hidden);
     begin();
     group_.start();
+    group_.publish(0);
     const int steps = call_.end_step - call_.first_step;
     for (int s = 0; s < steps; ++s) {  // of the range
       const int t = time(s);
       load(t);
-      if (s > 0) group_.receive(s);
-      product_.run(group_, layout_, group_.buffer(s));
-      group_.sync();
-      items_.forget();
-      compute(group_.buffer(s + 1));
+      group_.receive(s);
+      each_band(group_, layout_, [&](const Band& band) {
+        product_.run(group_, layout_, band, group_.buffer(s));
+        group_.sync();
+        if (s + 1 < steps && band.is_last(layout_)) group_.release(s);
+        items_.forget();
+        compute(band, group_.buffer(s + 1));
+      });
       if (s + 1 < steps) group_.publish(s + 1);
       store(t);
     }
@@ -112,7 +116,7 @@ class PersistentForward {
     return from ? static_cast<M>(read_global(from + at)) : M(0);
   }
 
-  // Buffers, biases and the state before the first step. Every block makes h of all units for itself.
+  // Buffers, biases and the state before the first step.
   FASTRNN_DEVICE void begin() {
     const std::int64_t t = time(0), hidden = frame_.hidden;
     load_lengths(group_, layout_, row_group_, frame_);
@@ -128,19 +132,11 @@ class PersistentForward {
       }
     });
     group_.sync();
-    group_.lanes([&](int lane) {
-      for (int i = group_.thread(lane); i < layout_.rows * hidden; i += layout_.threads) {
-        const int n = i / static_cast<int>(hidden), u = i % static_cast<int>(hidden);
-        const int b = row_group_ * layout_.rows + n;
-        if (b >= frame_.batch) continue;
-        put_right<Op>(group_.buffer(0) + n / tile_columns * layout_.row_bytes, u, n % tile_columns,
-                      before(t, b, b * hidden + u, chain_.carried_h, chain_.h0));
-      }
-    });
     items([&](const ItemPlace& place, Item&, int index) {
       const std::int64_t at = place.b * hidden + place.u;
       const M h = before(t, place.b, at, chain_.carried_h, chain_.h0);
       const M c = before(t, place.b, at, chain_.carried_c, chain_.c0);
+      put(group_.buffer(0), place, h);
       state_h()[index] = h;
       state_c()[index] = c;
       keep(d_ ? t + 1 : t, at, h, c);
@@ -197,22 +193,26 @@ class PersistentForward {
     });
   }
 
-  // One step of the block's units; h of the next step into `buffer`.
-  FASTRNN_DEVICE void compute(char* buffer) {
-    const float* const partials = reinterpret_cast<const float*>(group_.shared + layout_.partials_at);
+  FASTRNN_DEVICE void put(char* buffer, const ItemPlace& place, M h) const {
+    put_right<Op>(buffer + place.n / tile_columns * layout_.row_bytes, place.u, place.n % tile_columns, h);
+  }
+
+  // One step of the block's units in a band; h of the next step into `buffer`.
+  FASTRNN_DEVICE void compute(const Band& band, char* buffer) {
     items([&](const ItemPlace& place, Item& item, int index) {
+      if (!band.has(layout_, place.n)) return;
       if (item.reset) item.flags &= active | last;
-      if (item.flags & active) step(partials, place, index, item);
+      if (item.flags & active) step(band, place, index, item);
       M h = item.flags & passes ? state_h()[index] : M(0);
       if (item.flags & starts) h = initial(chain_.h0, place.b * frame_.hidden + place.u);
-      const int tile = place.n / tile_columns;
-      put_right<Op>(buffer + tile * layout_.row_bytes, place.u, place.n % tile_columns, h);
+      put(buffer, place, h);
     });
   }
 
-  FASTRNN_DEVICE void step(const float* partials, const ItemPlace& place, int index, Item& item) {
+  FASTRNN_DEVICE void step(const Band& band, const ItemPlace& place, int index, Item& item) {
+    const float* const partials = reinterpret_cast<const float*>(group_.shared + layout_.partials_at);
     M product[gates], slot[slots];
-    add_chunks(layout_, partials, place, product);
+    add_chunks(layout_, band, partials, place, product);
     FASTRNN_UNROLL
     for (int g = 0; g < gates; ++g) {
       const M from_x = static_cast<M>(item.slot[g]) + biases()[g * layout_.units + place.unit];

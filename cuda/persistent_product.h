@@ -7,6 +7,30 @@
 
 namespace fastrnn::FASTRNN_TARGET {
 
+// Tiles of the batch whose sums are in shared memory at once.
+struct Band {
+  int first;
+
+  FASTRNN_DEVICE int end(const PersistentLayout& layout) const {
+    const int end = first + layout.band_tiles;
+    return end < layout.tiles ? end : layout.tiles;
+  }
+  FASTRNN_DEVICE bool is_last(const PersistentLayout& layout) const { return end(layout) == layout.tiles; }
+  FASTRNN_DEVICE bool has(const PersistentLayout& layout, int n) const {  // a row of the block
+    return static_cast<unsigned>(n / tile_columns - first) < static_cast<unsigned>(layout.band_tiles);
+  }
+};
+
+// f(band) for all of a step. Who reads a band's sums meets all others before they write the next one's.
+template <class Group, class F>
+FASTRNN_DEVICE void each_band(Group& group, const PersistentLayout& layout, const F& f) {
+  FASTRNN_UNROLL_BY(1)
+  for (int first = 0; first < layout.tiles; first += layout.band_tiles) {
+    if (first > 0) group.sync();
+    f(Band{first});
+  }
+}
+
 // Forward, the sum of gate g for 16 units over a chunk of k; all gates read the same right fragments.
 // Backward, the sum over a chunk of k and over the gates, each with its own; its weights are transposed.
 template <Precision precision, int gates, int depth, bool backward>
@@ -67,20 +91,21 @@ class PersistentProduct {
     }
   }
 
-  // The product tiles of this warp's jobs, into the shared memory for partial sums.
+  // The product tiles of this warp's jobs for a band, into the shared memory for partial sums.
   template <class Group>
-  FASTRNN_DEVICE void run(const Group& group, const PersistentLayout& layout, const char* buffer) const {
+  FASTRNN_DEVICE void run(const Group& group, const PersistentLayout& layout, const Band& band,
+                          const char* buffer) const {
     float* const partials = reinterpret_cast<float*>(group.shared + layout.partials_at);
     const int jobs = layout.panels_of(group.rank) * layout.chunks;
     if (group.warp < jobs) {
-      run_job(group, layout, group.warp, buffer, partials,
+      run_job(group, layout, band, group.warp, buffer, partials,
               [&](int g, int k) -> const Lanes<Left<Op>>& { return held_[g][k]; });
     }
     const char* const weights = group.shared + layout.weights_at;
     FASTRNN_UNROLL_BY(1)
     for (int job = layout.warps + group.warp; job < jobs; job += layout.warps) {
       const char* const from = weights + (job - layout.warps) * layout.job_bytes;
-      run_job(group, layout, job, buffer, partials, [&](int g, int k) {
+      run_job(group, layout, band, job, buffer, partials, [&](int g, int k) {
         Lanes<Left<Op>> left;
         group.lanes([&](int lane) {
           FASTRNN_UNROLL
@@ -95,6 +120,19 @@ class PersistentProduct {
   }
 
  private:
+  static constexpr int rights = backward ? gates : 1;  // fragments of one k
+
+  // How many right fragments of a chunk a warp loads at once: several where they come from far, as far as
+  // registers go, of which backward items take more.
+  template <class Group>
+  static constexpr int loaded = [] {
+    const bool is_tight =
+        backward && (Op::parts > 1 || warps_at_depth(gates, Op::parts, depth) == most_warps);
+    int n = is_tight ? Group::is_far ? 4 : 1 : 8;
+    while (depth * rights % n) --n;
+    return n;
+  }();
+
   // 16 bytes of each lane in turn.
   template <class Char>
   FASTRNN_DEVICE static Char* place(Char* job, int fragment, int part, int lane) {
@@ -103,28 +141,34 @@ class PersistentProduct {
   }
 
   template <class Group, class Weights>
-  FASTRNN_DEVICE void run_job(const Group& group, const PersistentLayout& layout, int job, const char* buffer,
-                              float* partials, const Weights& weights) const {
+  FASTRNN_DEVICE void run_job(const Group& group, const PersistentLayout& layout, const Band& band, int job,
+                              const char* buffer, float* partials, const Weights& weights) const {
     const int panel = layout.by_chunks.quotient(job), chunk = job - panel * layout.chunks;
-    const int row_bytes = layout.row_bytes;
     FASTRNN_UNROLL_BY(1)
-    for (int tile = 0; tile < layout.tiles; ++tile) {
+    for (int tile = band.first, end = band.end(layout); tile < end; ++tile) {
       Lanes<Accumulator> sum[gates];
       group.lanes([&](int lane) {
         FASTRNN_UNROLL
         for (int g = 0; g < gates; ++g) sum[g][lane] = Accumulator{};
       });
+      const char* const at = buffer + tile * layout.row_bytes + chunk * depth * rights * right_bytes;
+      constexpr int ahead = loaded<Group>;
       FASTRNN_UNROLL
-      for (int k = 0; k < depth; ++k) {
-        const char* const at =
-            buffer + tile * (backward ? gates : 1) * row_bytes + (chunk * depth + k) * right_bytes;
-        Lanes<Right<Op>> right;
+      for (int first = 0; first < depth * rights; first += ahead) {
+        Lanes<std::uint64_t> words[ahead];
         FASTRNN_UNROLL
-        for (int g = 0; g < gates; ++g) {
-          if (backward || g == 0) {
-            group.lanes([&](int lane) { right[lane] = load_right<Op>(at + g * row_bytes, lane); });
+        for (int i = 0; i < ahead; ++i) {
+          group.lanes([&](int lane) { words[i][lane] = group.words(at + (first + i) * right_bytes, lane); });
+        }
+        FASTRNN_UNROLL
+        for (int i = 0; i < ahead; ++i) {
+          Lanes<Right<Op>> right;
+          group.lanes([&](int lane) { right[lane] = right_of<Op>(words[i][lane]); });
+          const int k = (first + i) / rights;
+          FASTRNN_UNROLL
+          for (int g = (first + i) % rights; g < gates; g += rights) {
+            multiply<precision>(sum[g], weights(g, k), right);
           }
-          multiply<precision>(sum[g], weights(g, k), right);
         }
       }
       if constexpr (backward) {
@@ -139,7 +183,7 @@ class PersistentProduct {
       FASTRNN_UNROLL
       for (int g = 0; g < (backward ? 1 : gates); ++g) {
         float* const to = partials + panel * layout.panel_stride + chunk * layout.chunk_stride +
-                          g * layout.sum_stride + tile * PersistentShape::partial_floats;
+                          g * layout.sum_stride + (tile - band.first) * PersistentShape::partial_floats;
         group.lanes([&](int lane) {
           FASTRNN_UNROLL
           for (int i = 0; i < 4; ++i) {
@@ -238,12 +282,12 @@ class Items {
   Lanes<Item> item_[most_items];
 };
 
-// The sums of the chunks in their order, of `sums` gates.
+// The sums of the chunks in their order, of `sums` gates; the item is one of the band.
 template <int sums>
-FASTRNN_DEVICE void add_chunks(const PersistentLayout& layout, const float* partials, const ItemPlace& place,
-                               float (&total)[sums]) {
+FASTRNN_DEVICE void add_chunks(const PersistentLayout& layout, const Band& band, const float* partials,
+                               const ItemPlace& place, float (&total)[sums]) {
   const float* at = partials + place.unit / panel_rows * layout.panel_stride +
-                    place.n / tile_columns * PersistentShape::partial_floats +
+                    (place.n / tile_columns - band.first) * PersistentShape::partial_floats +
                     PersistentShape::column_at(place.n % tile_columns) + place.unit % panel_rows;
   FASTRNN_UNROLL
   for (int i = 0; i < sums; ++i) total[i] = at[i * layout.sum_stride];

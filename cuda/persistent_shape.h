@@ -5,7 +5,9 @@
 // or the gradients of the gates (backward) in every step. The product of a panel is cut along k into chunks
 // of `depth` fragments. A job is one panel and one chunk: `gates` * `depth` left fragments, kept in registers
 // of a warp if there is one for it, else in shared memory. The sums of chunks meet in shared memory and are
-// added in their order, so that no bit of a result depends on blocks, ranks, warps or rows.
+// added in their order, so that no bit of a result depends on blocks, ranks, warps or rows. Where there is no
+// room for those of all rows, a step takes the rows in bands: product, sums and math of one, then of the
+// next.
 //
 // No CUDA here: the planner, the kernels and the tests of both read it.
 #pragma once
@@ -27,9 +29,12 @@ struct PersistentShape {
   int parts = 1;            // of a left fragment: 512 bytes each
   int depth = 4;            // fragments along k of a chunk
   int panels = 1, ranks = 1;
-  int tiles = 1;  // of 8 rows of the batch
+  int tiles = 1;       // of 8 rows of the batch
+  int band_tiles = 1;  // at most: the tiles of a band
   int warps = 1;
-  int buffers = 1;        // of what is exchanged: 2 where others write into it
+  // Of what is exchanged, in shared memory: 1 or 2 where others write into it, none where it is in global
+  // memory.
+  int buffers = 1;
   bool backward = false;  // the product is W_hh^T times the gradients of all gates
 
   static constexpr int panel_units = 16, tile_rows = 8, lanes = 32;
@@ -40,6 +45,7 @@ struct PersistentShape {
   FASTRNN_SHAPE static int column_at(int column) { return column / 2 * 40 + column % 2 * panel_units; }
 
   FASTRNN_SHAPE int rows() const { return tiles * tile_rows; }
+  FASTRNN_SHAPE int bands() const { return (tiles + band_tiles - 1) / band_tiles; }
   FASTRNN_SHAPE int threads() const { return warps * lanes; }
   FASTRNN_SHAPE int all_panels() const { return static_cast<int>((hidden + panel_units - 1) / panel_units); }
   FASTRNN_SHAPE int first_panel(int rank) const { return rank * panels; }
@@ -56,11 +62,11 @@ struct PersistentShape {
     return std::int64_t{1} * gates * depth * parts * fragment_bytes;
   }
 
-  // What is exchanged: rows of fragments, of each tile and backward of each gate in it. A rank's own panels
-  // are one piece of every row.
-  FASTRNN_SHAPE int exchange_rows() const { return tiles * (backward ? gates : 1); }
-  FASTRNN_SHAPE std::int64_t row_bytes() const { return std::int64_t{k_steps()} * right_bytes; }
-  FASTRNN_SHAPE std::int64_t buffer_bytes() const { return exchange_rows() * row_bytes(); }
+  // What is exchanged: of each tile a row of fragments along k, backward of all gates in turn. A rank's own
+  // panels are one piece of every row.
+  FASTRNN_SHAPE int k_step_bytes() const { return (backward ? gates : 1) * right_bytes; }
+  FASTRNN_SHAPE std::int64_t row_bytes() const { return std::int64_t{k_steps()} * k_step_bytes(); }
+  FASTRNN_SHAPE std::int64_t buffer_bytes() const { return tiles * row_bytes(); }
 
   // Shared memory, in bytes from its start. Items are the units and rows of a block; each has one owner.
   FASTRNN_SHAPE int units() const { return panels * panel_units; }
@@ -69,7 +75,7 @@ struct PersistentShape {
   // Floats from one panel's partial sums to the next. A warp reads two panels of several at once: their
   // banks are 16 apart.
   FASTRNN_SHAPE std::int64_t panel_stride() const {
-    return std::int64_t{1} * chunks() * sums() * tiles * partial_floats + (panels > 1 ? panel_units : 0);
+    return std::int64_t{1} * chunks() * sums() * band_tiles * partial_floats + (panels > 1 ? panel_units : 0);
   }
   FASTRNN_SHAPE std::int64_t weights_at() const { return buffers * buffer_bytes(); }
   FASTRNN_SHAPE std::int64_t partials_at() const { return weights_at() + shared_jobs() * job_bytes(); }
@@ -120,8 +126,8 @@ constexpr Divisor divisor_of(int n) {
 // What a kernel needs of its shape, as plain numbers: they come with its arguments and take neither registers
 // nor divisions. Shared memory bounds them all.
 struct PersistentLayout {
-  int ranks, panels, all_panels, tiles, rows, warps, threads, chunks, shared_jobs, job_bytes;
-  int units, items, buffers, exchange_rows, row_bytes, buffer_bytes, panel_bytes;
+  int ranks, panels, all_panels, tiles, band_tiles, rows, warps, threads, chunks, shared_jobs, job_bytes;
+  int units, items, buffers, row_bytes, buffer_bytes, panel_bytes;
   int weights_at, partials_at, state_at, biases_at, lengths_at;  // bytes in shared memory
   int sum_stride, chunk_stride, panel_stride;                    // floats between partial sums
   Divisor by_chunks;
@@ -149,6 +155,7 @@ constexpr PersistentLayout layout_of(const PersistentShape& shape) {
   layout.panels = shape.panels;
   layout.all_panels = shape.all_panels();
   layout.tiles = shape.tiles;
+  layout.band_tiles = shape.band_tiles;
   layout.rows = shape.rows();
   layout.warps = shape.warps;
   layout.threads = shape.threads();
@@ -158,21 +165,20 @@ constexpr PersistentLayout layout_of(const PersistentShape& shape) {
   layout.units = shape.units();
   layout.items = shape.items();
   layout.buffers = shape.buffers;
-  layout.exchange_rows = shape.exchange_rows();
   layout.row_bytes = number(shape.row_bytes());
   layout.buffer_bytes = number(shape.buffer_bytes());
-  layout.panel_bytes = shape.panel_steps() * PersistentShape::right_bytes;
+  layout.panel_bytes = shape.panel_steps() * shape.k_step_bytes();
   layout.weights_at = number(shape.weights_at());
   layout.partials_at = number(shape.partials_at());
   layout.state_at = number(shape.state_at());
   layout.biases_at = number(shape.biases_at());
   layout.lengths_at = number(shape.lengths_at());
-  layout.sum_stride = shape.tiles * PersistentShape::partial_floats;
+  layout.sum_stride = shape.band_tiles * PersistentShape::partial_floats;
   layout.chunk_stride = shape.sums() * layout.sum_stride;
   layout.panel_stride = number(shape.panel_stride());
   layout.by_chunks = divisor_of(layout.chunks);
   layout.piece_row = layout.panels * layout.panel_bytes / vector_bytes;
-  layout.piece = layout.exchange_rows * layout.piece_row;
+  layout.piece = layout.tiles * layout.piece_row;
   layout.by_piece_row = divisor_of(layout.piece_row);
   const int others = shape.ranks > 1 ? shape.ranks - 1 : 1;
   layout.senders = shape.warps > others ? shape.warps / others : 1;

@@ -15,8 +15,9 @@ constexpr std::int64_t kib = 1024, mib = kib * kib;
 // Estimates; only their ratios matter.
 constexpr double cycles_per_microsecond = 1700;
 constexpr double exchange_block = 0.05, exchange_cluster = 0.4, exchange_grid = 1.2;
-constexpr double cell_cycles = 350;             // two meetings of a block, and the math of its items
-constexpr double steps_floor = 3.6;             // a product and a pointwise kernel, launched one by one
+constexpr double meeting_cluster = 0.2;  // besides, where there is one buffer; the cell's math hides a part
+constexpr double cell_cycles = 350;      // two meetings of a block, and the math of its items
+constexpr double steps_floor = 3.6;      // a product and a pointwise kernel, launched one by one
 constexpr double shared_bytes_per_cycle = 128;  // of one multiprocessor
 constexpr double l2_bytes_per_cycle = 2500;     // of all
 constexpr int processing_cluster = 16;    // multiprocessors that share one, of data center chips at least
@@ -82,23 +83,28 @@ bool fits(const PersistentShape& shape, const DeviceProperties& device) {
          shape.shared_bytes() + persistent_static_bytes <= device.shared_per_block;
 }
 
-double step_cost(const PersistentShape& shape, const Numbers& numbers, Policy policy, double waves) {
+// `blocks`: of all directions and rows, which share L2.
+double step_cost(const PersistentShape& shape, const Numbers& numbers, Policy policy, double blocks,
+                 double waves) {
   const double columns = shape.rows(),
                fragments = static_cast<double>(shape.jobs()) * shape.gates * shape.depth;
   const double products = fragments * PersistentShape::panel_units * shape.step * columns;
-  double cycles = cell_cycles + products / numbers.multiply_adds_per_cycle;
+  double cycles = products / numbers.multiply_adds_per_cycle;
   cycles +=
       static_cast<double>(shape.shared_jobs() * shape.job_bytes()) * shape.tiles / shared_bytes_per_cycle;
   cycles += 2.0 * 4 * shape.jobs() * shape.sums() * shape.tiles * PersistentShape::partial_floats /
             shared_bytes_per_cycle;
-  if (policy != Policy::block) {
-    const double bytes =
-        static_cast<double>(shape.buffer_bytes()) * (policy == Policy::grid ? shape.ranks : 1);
-    cycles += bytes / (policy == Policy::grid ? l2_bytes_per_cycle : shared_bytes_per_cycle);
+  const auto exchanged = static_cast<double>(shape.buffer_bytes());
+  if (policy == Policy::cluster) cycles += exchanged / shared_bytes_per_cycle;
+  if (policy == Policy::grid) {  // some warps multiply while others load
+    const double loads = exchanged * shape.panels * blocks / l2_bytes_per_cycle;
+    cycles = std::max(cycles, loads) + std::min(cycles, loads) / 2;
   }
+  cycles += cell_cycles * shape.bands();
   const double exchange = policy == Policy::block     ? exchange_block
                           : policy == Policy::cluster ? exchange_cluster
                                                       : exchange_grid;
+  if (policy == Policy::cluster && shape.buffers == 1) cycles += meeting_cluster * cycles_per_microsecond;
   return waves * (exchange + cycles / cycles_per_microsecond);
 }
 
@@ -132,7 +138,11 @@ class Search {
       if ((all + shape_.panels - 1) / shape_.panels != ranks) continue;  // some would have none
       shape_.ranks = ranks;
       const int all_tiles = round_up(problem_.batch, PersistentShape::tile_rows) / PersistentShape::tile_rows;
-      for (int tiles = 1; tiles <= std::min(all_tiles, 8); ++tiles) consider(policy, tiles, all_tiles);
+      for (int tiles = 1; tiles <= std::min(all_tiles, 8); ++tiles) {
+        shape_.tiles = tiles;
+        consider(policy, policy == Policy::grid ? 0 : 1, all_tiles);
+        if (policy == Policy::cluster) consider(policy, 2, all_tiles);
+      }
     }
   }
 
@@ -152,17 +162,21 @@ class Search {
     return std::max(1, device_.multiprocessors / processing_cluster) * together * ranks;
   }
 
-  void consider(Policy policy, int tiles, int all_tiles) {
+  void consider(Policy policy, int buffers, int all_tiles) {
     PersistentShape shape = shape_;
-    shape.tiles = tiles;
-    shape.buffers = policy == Policy::cluster ? 2 : 1;
+    const int tiles = shape.tiles;
+    shape.buffers = buffers;
     shape.warps = warps_of(shape, device_);
-    if (!fits(shape, device_)) return;
+    int bands = 1;
+    do {
+      shape.band_tiles = (tiles + bands - 1) / bands;
+    } while (!fits(shape, device_) && ++bands <= tiles);
+    if (bands > tiles) return;
     const int groups = (all_tiles + tiles - 1) / tiles;
     const std::int64_t blocks = problem_.directions * groups * shape.ranks;
     if (policy == Policy::grid && blocks > device_.multiprocessors) return;  // all must run at once
     const double waves = std::ceil(static_cast<double>(blocks) / blocks_at_once(policy, shape.ranks));
-    const double cost = step_cost(shape, numbers_, policy, waves);
+    const double cost = step_cost(shape, numbers_, policy, static_cast<double>(blocks), waves);
     const double least = policy == best_.policy ? 1 : worthwhile;
     if (best_.policy != Policy::steps && cost >= least * best_.step_microseconds) return;
     best_.policy = policy;
@@ -250,7 +264,9 @@ Plan plan_layer(const DeviceProperties& device, const Problem& problem) {
   }
   plan.why = std::string(name_of(plan.policy)) + ": " + std::to_string(plan.shape.ranks) + " x " +
              std::to_string(plan.units_per_block) + " units, " + std::to_string(plan.row_groups) + " x " +
-             std::to_string(plan.batch_tile) + " rows, about " + estimates;
+             std::to_string(plan.batch_tile) + " rows, " +
+             (plan.shape.bands() > 1 ? std::to_string(plan.shape.bands()) + " bands, " : "") + "about " +
+             estimates;
   return plan;
 }
 
