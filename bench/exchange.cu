@@ -53,10 +53,23 @@ struct Near {
 // Reads all, as a product would, and counts what is not of this step.
 template <class Memory>
 __device__ void read_all(const uint4* buffer, const Call& call, int step) {
-  for (int i = static_cast<int>(threadIdx.x); i < call.vectors; i += static_cast<int>(blockDim.x)) {
-    const uint4 v = Memory::load(buffer + i);
-    if (v.x != stamp(step, i) || v.w != stamp(step, i) + 3) atomicAdd(call.errors, 1u);
+  constexpr int at_once = 4;  // on their way, as the kernels have it
+  const int stride = static_cast<int>(blockDim.x);
+  unsigned wrong = 0;
+  for (int first = static_cast<int>(threadIdx.x); first < call.vectors; first += at_once * stride) {
+    uint4 v[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {  // past the end, the first again
+      v[k] = Memory::load(buffer + (first + k * stride < call.vectors ? first + k * stride : first));
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int i = first + k * stride < call.vectors ? first + k * stride : first;
+      const unsigned value = stamp(step, i);
+      wrong |= (v[k].x ^ value) | (v[k].y ^ (value + 1)) | (v[k].z ^ (value + 2)) | (v[k].w ^ (value + 3));
+    }
   }
+  if (wrong) atomicAdd(call.errors, 1u);
 }
 
 // The vectors that one block of a group owns: f(its index).
@@ -96,14 +109,20 @@ __global__ void block_kernel(const __grid_constant__ Call call) {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Pieces by plain stores into all blocks' shared memory; the cluster's hardware barrier.
+// Pieces by plain stores into all blocks' shared memory; the cluster's hardware barrier. With one buffer, all
+// have read it before it is written again.
+template <int buffers>
 __global__ void cluster_barrier_kernel(const __grid_constant__ Call call) {
 #if __CUDA_ARCH__ >= 900
   const int rank = static_cast<int>(blockIdx.x) % call.ranks;
   cluster_arrive();
   cluster_wait();  // all blocks run
   for (int step = 0; step < call.steps; ++step) {
-    uint4* const buffer = memory + (step & 1) * call.vectors;
+    uint4* const buffer = memory + (step & (buffers - 1)) * call.vectors;
+    if (buffers == 1) {
+      cluster_arrive();
+      cluster_wait();
+    }
     own_vectors(call, rank, [&](int i) {
       const uint4 v = piece(step, i);
       for (int to = 0; to < call.ranks; ++to) {
@@ -172,8 +191,8 @@ __global__ void cluster_mbarrier_kernel(const __grid_constant__ Call call) {
             : "memory");
       }
     });
-    if (!await(barrier, static_cast<unsigned>(step >> 1) & 1)) {
-      atomicAdd(call.errors, 1u);
+    if (__syncthreads_or(!await(barrier, static_cast<unsigned>(step >> 1) & 1))) {
+      if (threadIdx.x == 0) atomicAdd(call.errors, 1u);
       break;
     }
     read_all<Near>(buffer, call, step);
@@ -478,7 +497,8 @@ int main() {
   }
   Bench bench;
   const Policy block{"block", "barrier", block_kernel, Launching::plain, false};
-  const Policy barrier{"cluster", "barrier", cluster_barrier_kernel, Launching::cluster, false};
+  const Policy barrier{"cluster", "barrier", cluster_barrier_kernel<2>, Launching::cluster, false};
+  const Policy one{"cluster", "one", cluster_barrier_kernel<1>, Launching::cluster, false};
   const Policy mbarrier{"cluster", "mbarrier", cluster_mbarrier_kernel, Launching::cluster, false};
   const Policy flags{"grid", "flags", grid_flags_kernel, Launching::cooperative, true};
   const Policy sync{"grid", "sync", grid_sync_kernel, Launching::cooperative, true};
@@ -492,6 +512,7 @@ int main() {
     for (int ranks : {2, 4, 8, 16}) {
       for (int bytes : {1024, 4096, 16384}) {
         bench.measure(barrier, ranks, 256, bytes);
+        bench.measure(one, ranks, 256, bytes);
         bench.measure(mbarrier, ranks, 256, bytes);
       }
     }

@@ -124,7 +124,8 @@ constexpr Divisor divisor_of(int n) {
 }
 
 // What a kernel needs of its shape, as plain numbers: they come with its arguments and take neither registers
-// nor divisions. Shared memory bounds them all.
+// nor divisions. Shared memory bounds them all, or H, 64 rows and the gates where a buffer is in global
+// memory.
 struct PersistentLayout {
   int ranks, panels, all_panels, tiles, band_tiles, rows, warps, threads, chunks, shared_jobs, job_bytes;
   int units, items, buffers, row_bytes, buffer_bytes, panel_bytes;
