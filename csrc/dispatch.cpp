@@ -9,12 +9,14 @@ namespace fastrnn {
 namespace x86_64_v2 {
 extern const KernelTable table;
 }
+#if !defined(FASTRNN_BASELINE)
 namespace avx2 {
 extern const KernelTable table;
 }
 namespace avx512 {
 extern const KernelTable table;
 }
+#endif
 #elif defined(__aarch64__)
 namespace neon {
 extern const KernelTable table;
@@ -32,10 +34,14 @@ std::vector<Target> targets() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+#if defined(FASTRNN_BASELINE)
+  return {{&x86_64_v2::table, v2}};
+#else
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   return {{&x86_64_v2::table, v2}, {&avx2::table, avx2}, {&avx512::table, avx512}};
+#endif
 #elif defined(__aarch64__)
   return {{&neon::table, true}};
 #endif

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "cells.h"
+#include "elements.h"
 #include "gemm.h"
 #include "mask.h"
 #include "norm.h"
@@ -427,6 +428,10 @@ constexpr Kernels<T> kernels() {
            step<T, GruResetBeforeCandidate>, step<T, Projection>},
           {activation<T, ActivationFunction::exponential>, activation<T, ActivationFunction::sigmoid>,
            activation<T, ActivationFunction::tanh>},
+          sgd<T>,
+          rmsprop<T>,
+          adam<T>,
+          sum_of_squares<T>,
           fma_chains<T>,
           sum<T>};
 }

@@ -282,6 +282,20 @@ struct NormBackwardArguments {
   T* means;  // (rows, 6)
 };
 
+// A parameter and the gradient that is applied to it: factor·g, brought into [-clip, clip], plus
+// l1·sign(p) + l2·p. Arrays are of n elements and overlap nothing.
+template <class T>
+struct Update {
+  std::int64_t n;
+  T* parameter;
+  const T* gradient;
+  double factor, clip, l1, l2;  // clip: infinite for none
+  double rate;
+};
+
+// Elements that an optimizer takes at once at most.
+constexpr std::int64_t update_block = 1024;
+
 template <class T>
 struct Kernels {
   int lanes;
@@ -309,6 +323,13 @@ struct Kernels {
   void (*input[5])(const InputArguments<T>&);  // indexed by G
   void (*step[static_cast<int>(StepPhase::count)])(const StepArguments<T>&);
   void (*activation[static_cast<int>(ActivationFunction::count)])(const T* x, T* y, std::int64_t n);
+  // As the functions of update.h: of at most update_block elements, and of any number.
+  void (*sgd)(const Update<T>&, T* velocity, double momentum, bool nesterov);
+  void (*rmsprop)(const Update<T>&, T* square, T* mean, T* velocity, double alpha, double eps,
+                  double momentum);
+  void (*adam)(const Update<T>&, T* mean, T* square, T* largest, double keep, double beta1, double beta2,
+               double eps, double bias1, double bias2);
+  double (*sum_of_squares)(const T* x, std::int64_t n);
   // Roof of the machine: FLOPs done by `iterations` of independent FMA chains; sum of n values.
   std::int64_t (*fma_chains)(std::int64_t iterations, T* sink);
   T (*sum)(const T* x, std::int64_t n);

@@ -3,18 +3,9 @@
 
 #include <cstdint>
 
-namespace fastrnn {
+#include "kernels.h"
 
-// A parameter and the gradient that is applied to it: factor·g, brought into [-clip, clip], plus
-// l1·sign(p) + l2·p. Arrays are of n elements and overlap nothing.
-template <class T>
-struct Update {
-  std::int64_t n;
-  T* parameter;
-  const T* gradient;
-  double factor, clip, l1, l2;  // clip: infinite for none
-  double rate;
-};
+namespace fastrnn {
 
 // p -= rate·u with u = g, or, where there is a velocity, v = momentum·v + g and u = v, or
 // u = g + momentum·v with Nesterov's.
