@@ -39,13 +39,49 @@ def test_parity(isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["test_activations.py", "test_invariance.py", "test_backward_invariance.py"]
+    "module",
+    [
+        "test_activations.py",
+        "test_invariance.py",
+        "test_backward_invariance.py",
+        "test_optimizers.py",
+    ],
 )
 def test_module(module: str) -> None:
     """What holds a target's own code rather than the driver's, on the targets not in use here."""
     for isa in set(ISAS) - {functional.config()["isa"]}:
         result = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", module)
         assert result.returncode == 0, result.stdout
+
+
+UPDATES = """
+import hashlib
+import numpy as np
+from fastrnn import functional, optimizers
+
+bits = hashlib.sha256()
+for dtype in "f", "d":
+    rng = np.random.default_rng(0)
+    start = {"w": rng.normal(size=3001).astype(dtype)}
+    for optimizer in (
+        optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        optimizers.RMSprop(0.01, centered=True, momentum=0.5),
+        optimizers.Adam(0.01, amsgrad=True, l1=0.1, l2=0.01, clip_value=0.5),
+        optimizers.AdamW(0.01),
+    ):
+        parameters = {"w": start["w"].copy()}
+        for _ in range(3):
+            optimizer.update(parameters, {"w": rng.normal(size=3001).astype(dtype)})
+        bits.update(parameters["w"])
+    bits.update(np.float64(functional.sum_of_squares(start["w"])))
+print(bits.hexdigest())
+"""
+
+
+def test_updates_have_the_same_bits_on_all() -> None:
+    outputs = {run(isa, "-c", UPDATES).stdout for isa in ISAS}
+    assert len(outputs) == 1
+    assert len(outputs.pop().strip()) == 64
 
 
 @pytest.mark.parametrize("isa", ["nowhere", "AVX2 "])
