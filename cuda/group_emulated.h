@@ -61,7 +61,7 @@ class EmulatedGroup {
         blocks_(blocks),
         block_(*blocks.blocks[static_cast<std::size_t>(block_rank)]) {}
 
-  static constexpr bool is_far = true;
+  static constexpr bool is_far = true;  // as in a grid, the harder case
   const int rank, warp;
   char* const shared;
 

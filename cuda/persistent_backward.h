@@ -216,8 +216,7 @@ class PersistentBackward {
       const std::int64_t at = place.b * frame_.hidden + place.u;
       const bool is_cut = frame_.is_cut(d_, last, place.b);
       if (chain_.grad_h0)
-        write_global(chain_.grad_h0 + at,
-                     static_cast<T>(arriving(band, place, index, frame_.steps > 0, is_cut)));
+        write_global(chain_.grad_h0 + at, static_cast<T>(arriving(band, place, index, true, is_cut)));
       if (chain_.grad_c0) write_global(chain_.grad_c0 + at, static_cast<T>(grad_c()[index]));
     });
   }
